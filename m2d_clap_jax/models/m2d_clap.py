@@ -1,0 +1,165 @@
+"""M2D-CLAP: Masked Modeling Duo with a CLAP head, and its baselines M2D and MSM-MAE, as one Flax module.
+
+Alphabet: B batch, F mel bins, T frames, N patches, V visible, M masked, D width, E embedding, C caption embedding.
+"""
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from m2d_clap_jax.models import masking
+from m2d_clap_jax.models.layers import Dtype, Transformer, dense, patchify
+from m2d_clap_jax.models.posemb import sincos_2d
+
+# Encoders are the usual ViT sizes; base and large predict with 512 x 8 x 16 as published.
+SIZES = {
+    'tiny': dict(width=192, depth=12, heads=3, predictor_width=128, predictor_depth=4, predictor_heads=4),
+    'small': dict(width=384, depth=12, heads=6, predictor_width=256, predictor_depth=4, predictor_heads=8),
+    'base': dict(width=768, depth=12, heads=12, predictor_width=512, predictor_depth=8, predictor_heads=16),
+    'large': dict(width=1024, depth=24, heads=16, predictor_width=512, predictor_depth=8, predictor_heads=16),
+}
+LOGIT_SCALE_INIT = math.log(1 / 0.07)
+LOGIT_SCALE_MAX = math.log(100.0)
+
+
+class Online(NamedTuple):
+  """What the online network makes of a masked batch.
+
+  prediction: [B, M, D], or [B, M, PF * PT] when the model predicts pixels.
+  masked_tokens: [B, 1 + M, D] [CLS] and embedded masked patches, the target encoder's input.
+  masked_patches: [B, M, PF * PT] standardised log-mel values of the masked patches.
+  audio: [B, E] CLAP audio embedding from the visible patches, None without a CLAP head.
+  """
+  prediction: jax.Array
+  masked_tokens: jax.Array
+  masked_patches: jax.Array
+  audio: jax.Array | None
+
+
+class Predictor(nn.Module):
+  """Fills the masked places with a learned token and predicts them from the visible ones (M2D, section 3.1)."""
+  width: int
+  depth: int
+  heads: int
+  out_width: int
+  grid: tuple[int, int]
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
+    """z [B, 1 + V, D] encoded [CLS] and visible patches -> predictions [B, M, out_width] at the masked places."""
+    z = dense(self.width, self.dtype, name='embed')(z)
+    cls, visible = z[:, :1], z[:, 1:]
+    token = self.param('mask_token', nn.initializers.normal(0.02), (1, 1, self.width))
+    token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
+    x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their places
+    x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
+    x = Transformer(self.depth, self.heads, dtype=self.dtype, name='transformer')(x)
+    return dense(self.out_width, self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
+
+
+class AudioProjector(nn.Module):
+  """Linear, ReLU, linear: mean patch embedding [B, D] -> CLAP audio embedding [B, E]."""
+  width: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = nn.relu(dense(self.width, self.dtype, name='fc1')(x))
+    return dense(self.width, self.dtype, name='fc2')(x)
+
+
+class M2DCLAP(nn.Module):
+  """The online network with its heads. `transformer()` is the target encoder, too.
+
+  Attributes:
+    input_size: (mel bins, frames) of a training crop; patch_size divides it.
+    mask_ratio: share of the patches that is hidden from the online encoder.
+    text_width: width C of the caption embeddings; None leaves the CLAP head out (M2D, MSM-MAE).
+    predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
+    norm_stats: mean and standard deviation that raw log-mels are standardised with.
+    dtype: type of the matrix products; parameters stay float32.
+  """
+  input_size: tuple[int, int] = (80, 608)
+  patch_size: tuple[int, int] = (16, 16)
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  predictor_width: int = 512
+  predictor_depth: int = 8
+  predictor_heads: int = 16
+  mask_ratio: float = 0.7
+  text_width: int | None = 768
+  predict: str = 'features'
+  norm_stats: tuple[float, float] = (-7.1, 4.2)
+  dtype: Dtype = jnp.float32
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches of a training crop along (frequency, time)."""
+    return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
+
+  @property
+  def num_patches(self) -> int:
+    return self.grid[0] * self.grid[1]
+
+  @nn.nowrap
+  def transformer(self) -> Transformer:
+    """The encoder's blocks and norm, unbound: run on the target parameters, this is the target encoder."""
+    return Transformer(self.depth, self.heads, dtype=self.dtype)
+
+  def setup(self):
+    pixels = self.patch_size[0] * self.patch_size[1]
+    self.patch_embed = dense(self.width, self.dtype)
+    self.cls_token = self.param('cls_token', nn.initializers.normal(0.02), (1, 1, self.width))
+    self.encoder = self.transformer()
+    self.predictor = Predictor(
+        self.predictor_width, self.predictor_depth, self.predictor_heads,
+        pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype)
+    if self.text_width is not None:
+      self.audio_proj = AudioProjector(self.width, self.dtype)
+      if self.text_width != self.width:
+        self.text_proj = dense(self.width, self.dtype)
+      self.logit_scale = self.param('logit_scale', nn.initializers.constant(LOGIT_SCALE_INIT), ())
+
+  def embed(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Raw log-mels [B, F, T] -> tokens [B, 1 + N, D] with their positions, and standardised patches [B, N, PF * PT]."""
+    mean, std = self.norm_stats
+    patches = patchify((logmel.astype(jnp.float32) - mean) / std, self.patch_size)
+    grid = logmel.shape[1] // self.patch_size[0], logmel.shape[2] // self.patch_size[1]
+    positions = sincos_2d(self.width, grid)
+    tokens = self.patch_embed(patches) + positions[1:].astype(self.dtype)
+    cls = jnp.broadcast_to(self.cls_token + positions[:1], (tokens.shape[0], 1, self.width))
+    return jnp.concatenate([cls.astype(tokens.dtype), tokens], axis=1), patches
+
+  def encode(self, logmel: jax.Array) -> jax.Array:
+    """Raw log-mels [B, F, T], T a multiple of the patch length, unmasked -> patch embeddings [B, N, D], float32."""
+    tokens, _ = self.embed(logmel)
+    return self.encoder(tokens)[:, 1:].astype(jnp.float32)
+
+  def online(self, logmel: jax.Array, mask: masking.Mask) -> Online:
+    """Runs the online encoder on the visible patches only, and the predictor. logmel [B, F, T] raw."""
+    tokens, patches = self.embed(logmel)
+    cls, tokens = tokens[:, :1], tokens[:, 1:]
+    z = self.encoder(jnp.concatenate([cls, masking.take(tokens, mask.visible)], axis=1))  # B 1+V D
+    masked_tokens = jnp.concatenate([cls, masking.take(tokens, mask.masked)], axis=1)
+    audio = None
+    if self.text_width is not None:
+      audio = self.project_audio(jnp.mean(z[:, 1:].astype(jnp.float32), axis=1))
+    return Online(self.predictor(z, mask), masked_tokens, masking.take(patches, mask.masked), audio)
+
+  def project_audio(self, features: jax.Array) -> jax.Array:
+    """Mean patch embeddings [B, D] -> CLAP audio embeddings [B, E], float32."""
+    return self.audio_proj(features).astype(jnp.float32)
+
+  def project_text(self, text: jax.Array) -> jax.Array:
+    """Caption embeddings [B, C] -> [B, E], float32: the identity where C equals D, else one linear layer."""
+    text = text.astype(jnp.float32)
+    return text if self.text_width == self.width else self.text_proj(text).astype(jnp.float32)
+
+  def __call__(self, logmel: jax.Array, mask: masking.Mask, text: jax.Array | None = None):
+    """Touches every parameter once: for `init`."""
+    out = self.online(logmel, mask)
+    return out if text is None else (out, self.project_text(text), self.logit_scale)

@@ -1,0 +1,109 @@
+"""One pre-training update: a pure function; drivers jit, donate and shard it."""
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from m2d_clap_jax import losses
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_MAX
+from m2d_clap_jax.models.masking import Mask, num_visible, random_mask
+from m2d_clap_jax.train.schedule import Schedule
+from m2d_clap_jax.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+def draw_mask(rng: jax.Array, step: jax.Array, batch_size: int, *, model: M2DCLAP) -> Mask:
+  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
+  noise = jax.random.uniform(key, (batch_size, model.num_patches))
+  return random_mask(noise, num_visible(model.num_patches, model.mask_ratio))
+
+
+def masked_losses(params, target_params, logmel, mask, *, model: M2DCLAP):
+  """Masked-prediction loss (scalar) and CLAP audio embeddings [B, E] (None without a CLAP head)."""
+  out = model.apply({'params': params}, logmel, mask, method='online')
+  if model.predict == 'pixels':
+    return losses.pixel_loss(out.prediction, out.masked_patches), out.audio
+  tokens = jax.lax.stop_gradient(out.masked_tokens)
+  target = model.transformer().apply({'params': target_params}, tokens)[:, 1:]
+  return losses.m2d_loss(out.prediction, target), out.audio
+
+
+def in_parts(function, parts: int, *arrays):
+  """Maps `function` over `parts` equal parts of the batch, one after the other, keeping no activations of a part.
+
+  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass and whatever is
+  computed from the joined outputs, such as the contrastive loss, still sees the whole batch. Part i takes every
+  parts-th sample, so that a batch sharded over devices stays sharded in the same way.
+  """
+  def split(x):
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+  loss, audio = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays))
+  if audio is not None:
+    audio = audio.swapaxes(0, 1).reshape(-1, audio.shape[-1])
+  return jnp.mean(loss), audio
+
+
+def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2DCLAP, m2d_weight: float = 1.0,
+                  clap_weight: float = 0.01, accumulate: int = 1):
+  """L = m2d_weight * L_m2d + clap_weight * L_clap (M2D-CLAP, equation 3) and its parts.
+
+  Args:
+    batch: 'logmel' [B, F, T] raw and, with a CLAP head, 'text' [B, C] caption embeddings.
+    accumulate: number of parts that the batch is computed in, to save memory; the result does not change.
+  """
+  def forward(logmel, mask):
+    return masked_losses(params, target_params, logmel, mask, model=model)
+  if accumulate == 1:
+    masked, audio = forward(batch['logmel'], mask)
+  else:
+    masked, audio = in_parts(forward, accumulate, batch['logmel'], mask)
+  loss = m2d_weight * masked
+  metrics = {'loss_m2d': masked}
+  if audio is not None:
+    text = model.apply({'params': params}, batch['text'], method='project_text')
+    clap, logits = losses.clip_loss(audio, text, params['logit_scale'])
+    loss += clap_weight * clap
+    diagonal = jnp.arange(logits.shape[0])
+    metrics |= {'loss_clap': clap,
+                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
+                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
+  return loss, metrics | {'loss': loss}
+
+
+def clip_logit_scale(params):
+  """Keeps the contrastive temperature in [0, log 100]."""
+  if 'logit_scale' not in params:
+    return params
+  return {**params, 'logit_scale': jnp.clip(params['logit_scale'], 0.0, LOGIT_SCALE_MAX)}
+
+
+def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
+                  ema_schedule: Schedule, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the online network by gradient and of the target network by moving average.
+
+  Returns the new state and scalar metrics. `loss_options` are those of `pretrain_loss`.
+  """
+  mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)
+  return apply_gradients(state, batch, mask, model=model, tx=tx, ema_schedule=ema_schedule, **loss_options)
+
+
+def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCLAP, tx: optax.GradientTransformation,
+                    ema_schedule: Schedule, **loss_options):
+  """`pretrain_step` with the mask given."""
+  grads, metrics = jax.grad(pretrain_loss, has_aux=True)(
+      state.params, state.target_params, batch, mask, model=model, **loss_options)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = ema_schedule(state.step)
+  target_params = jax.tree.map(lambda t, p: decay * t + (1 - decay) * p, state.target_params,
+                               params['encoder'] if state.target_params else {})
+  params = clip_logit_scale(params)
+  metrics |= {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates),
+              'param_norm': optax.tree.norm(params), 'ema_decay': decay}
+  if 'logit_scale' in params:
+    metrics['logit_scale'] = params['logit_scale']
+  return state.replace(step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
