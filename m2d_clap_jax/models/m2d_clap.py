@@ -139,6 +139,18 @@ class M2DCLAP(nn.Module):
     tokens, _ = self.embed(logmel)
     return self.encoder(tokens)[:, 1:].astype(jnp.float32)
 
+  def clip_features(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """What evaluation uses of unmasked clips: raw log-mels [B, F, T] -> float32 ([B, F / PF * D], [B, E] or None).
+
+    The first are transfer-learning features: the embeddings of a time column's patches side by side (5 x 768 = 3840
+    for Base), averaged over time. The second are CLAP audio embeddings.
+    """
+    z = self.encode(logmel)
+    rows = logmel.shape[1] // self.patch_size[0]
+    features = jnp.mean(z.reshape(z.shape[0], rows, -1, self.width), axis=2).reshape(z.shape[0], rows * self.width)
+    audio = None if self.text_width is None else self.project_audio(jnp.mean(z, axis=1))
+    return features, audio
+
   def online(self, logmel: jax.Array, mask: masking.Mask) -> Online:
     """Runs the online encoder on the visible patches only, and the predictor. logmel [B, F, T] raw."""
     tokens, patches = self.embed(logmel)

@@ -1,0 +1,124 @@
+"""Decode and resample recordings: wav, flac, ogg (vorbis, opus), mp3 and whatever else libsndfile reads."""
+
+import io
+import math
+
+import numpy as np
+import soundfile
+import soxr
+from etils import epath
+
+from m2d_clap_jax.audio import integrity
+from m2d_clap_jax.errors import UserError
+
+_BLOCK = 1 << 18  # frames decoded at a time, so that an hour of surround sound is never in memory as such
+_MARGIN = 0.1  # seconds read beyond max_seconds, so that the resampling filter does not meet an artificial end
+_LOUDEST = 1e6  # float files hold [-1, 1], some the range of int16; far more is not sound, and its power overflows
+
+
+class AudioError(UserError):
+  """A recording that cannot be used: the message names the file and the reason in one line."""
+
+
+def load(path, sample_rate, max_seconds=None):
+  """Read a recording as mono float32.
+
+  Args:
+    path: file; anything `epath.Path` opens.
+    sample_rate: wanted rate in Hz; other rates are resampled (soxr, high quality).
+    max_seconds: keep at most this many seconds from the start; the rest is not even decoded.
+
+  Returns:
+    wave [S] (integer files scaled to [-1, 1], channels averaged) and whether the recording was longer than max_seconds.
+
+  Raises:
+    AudioError: missing, empty, not audio, cut off, corrupt, without samples, or with samples that are not numbers.
+  """
+  path = epath.Path(path)
+  try:
+    with path.open('rb') as file:
+      size = file.seek(0, io.SEEK_END)
+      if not size:
+        raise AudioError(f'{path}: the file is empty (0 bytes); replace it or drop its row')
+      file.seek(0)
+      wave, seconds = _decode(file, sample_rate, max_seconds)
+  except AudioError:
+    raise
+  except integrity.Damaged as error:
+    raise AudioError(f'{path}: {error}; replace it or drop its row') from None
+  except soundfile.LibsndfileError as error:
+    raise AudioError(f'{path}: not readable as audio ({_one_line(error.error_string)}); convert it to wav or flac, '
+                     'or drop its row') from None
+  except FileNotFoundError:
+    raise AudioError(f'{path}: no such file; correct the path or drop its row') from None
+  except IsADirectoryError:
+    raise AudioError(f'{path}: is a folder, not a file; correct the path or drop its row') from None
+  except OSError as error:
+    raise AudioError(f'{path}: cannot be read ({_one_line(error.strerror or error)}); check the file') from None
+  if max_seconds is None:
+    return wave, False
+  return wave[:round(max_seconds * sample_rate)], seconds > max_seconds
+
+
+def as_mono(wave, channel_axis=None):
+  """A wave array -> [S] float32: the mean over channels, integers scaled to [-1, 1] (8-bit unsigned ones centred).
+
+  channel_axis: which of the two axes of `wave` counts channels; None for a wave [S] that is mono already.
+  """
+  wave = np.asarray(wave)
+  if wave.ndim != (1 if channel_axis is None else 2):
+    raise ValueError(f'channel_axis={channel_axis} does not fit a wave of shape {wave.shape}')
+  if wave.dtype == np.uint8:
+    wave = (wave.astype(np.float32) - 128) / 128
+  elif np.issubdtype(wave.dtype, np.signedinteger):
+    wave = wave.astype(np.float32) / np.float32(2.0 ** (8 * wave.dtype.itemsize - 1))
+  elif not np.issubdtype(wave.dtype, np.floating):
+    raise ValueError(f'a wave of {wave.dtype} is not understood: use floats, signed integers or uint8')
+  if channel_axis is not None:
+    wave = wave.mean(channel_axis)
+  return np.asarray(wave, np.float32)
+
+
+def resample(wave, from_rate, to_rate):
+  """wave [S] at from_rate Hz -> [about S * to_rate / from_rate] at to_rate Hz, float32; the very wave if they agree."""
+  wave = np.asarray(wave, np.float32)
+  return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate, quality='HQ')
+
+
+def _decode(file, sample_rate, max_seconds):
+  """An open file -> mono wave [S] at sample_rate and the seconds it stands for, both with a margin over max_seconds."""
+  reason = integrity.cut_off(file)
+  if reason:
+    raise integrity.Damaged(reason)
+  with soundfile.SoundFile(file) as sound:
+    rate = sound.samplerate
+    if not 1000 <= rate <= 1_000_000:
+      raise integrity.Damaged(f'its header is damaged (sample rate {rate} Hz)')
+    integrity.check_header(sound)
+    wanted = math.inf if max_seconds is None else math.ceil((max_seconds + _MARGIN) * rate)
+    stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype='float32', quality='HQ')
+    parts, count, ended = [], 0, False
+    while count < wanted and not ended:
+      asked = int(min(_BLOCK, wanted - count))
+      block = sound.read(asked, dtype='float32', always_2d=True)  # S channels
+      ended = len(block) < asked  # the end, or a hole: reading on past a hole would join what does not belong together
+      if not len(block):
+        break
+      if not (block.max() < _LOUDEST and block.min() > -_LOUDEST):  # also true for NaN
+        raise integrity.Damaged('holds samples that are NaN, infinite or beyond any sound')
+      count += len(block)
+      # Added channel by channel: five times as fast as block.mean(1).
+      mono = sum(block[:, c] for c in range(1, block.shape[1])) + block[:, 0]
+      mono /= block.shape[1]
+      parts.append(stream.resample_chunk(mono) if stream else mono)
+    integrity.check_count(file, sound, count, ended)
+  if stream:
+    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+  wave = np.concatenate(parts)
+  if not len(wave):
+    raise integrity.Damaged('is shorter than one sample at the wanted rate')
+  return np.ascontiguousarray(wave), count / rate
+
+
+def _one_line(text):
+  return ' '.join(str(text).split()).rstrip('.')

@@ -1,0 +1,121 @@
+"""Log-mel spectrograms: one definition, evaluated by numpy (preparation) or jax (on the device).
+
+Shapes: S samples, T frames, N samples of a frame (n_fft), F mel bins.
+Source: M2D-CLAP (arXiv 2406.02032) section 3.1; the mel scale and its area normalisation are Slaney's, as in librosa.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+
+EPS = 1.1920929e-07  # float32's machine epsilon: added to the mel power so that silence has a logarithm
+SILENCE = math.log(EPS)  # -15.94: what digital silence becomes
+
+# Frames that numpy works on at a time: small enough for the processor's cache and for hour-long files. Every block has
+# this size (the last is filled up), so that a frame's bits do not depend on the length of the recording it is in.
+_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMel:
+  """Settings of a log-mel spectrogram: natural log of mel power, periodic Hann window, centred frames.
+
+  Frame t is centred on sample t * hop; the ends are continued by reflection. S samples give T = S // hop + 1 frames.
+  A wave too short to be reflected (fewer than n_fft // 2 + 1 samples) is first lengthened with silence, and still gives
+  the T of its own length. Waves are mono float, nominally in [-1, 1]; ints must be scaled first (`io.as_mono`).
+  """
+
+  sample_rate: int = 16000  # Hz
+  n_fft: int = 400  # samples; window and transform length (25 ms)
+  hop: int = 160  # samples (10 ms)
+  n_mels: int = 80
+  f_min: float = 50.0  # Hz
+  f_max: float = 8000.0  # Hz
+
+  @classmethod
+  def for_rate(cls, rate):
+    """The published settings for 16000 or 32000 Hz; UserError for another rate."""
+    if rate == 16000:
+      return cls()
+    if rate == 32000:
+      return cls(32000, 800, 320, 80, 50.0, 16000.0)
+    raise UserError(f'sample_rate={rate}: log-mel settings exist for 16000 and 32000 Hz; use one of them '
+                    '(recordings of any rate are resampled)')
+
+  def num_frames(self, samples):
+    """T for S samples."""
+    return samples // self.hop + 1
+
+  def numpy(self, wave):
+    """wave [S] -> [F, T] float32, in bounded extra memory however long the wave is."""
+    from scipy.fft import rfft  # transforms a whole block at once: four times as fast as numpy's
+    # Sparse filters keep this off the BLAS, whose threads cost more than so small a product, the more so beside others.
+    window, mel = _constants(self, sparse=True)
+    wave = np.asarray(wave, np.float32)
+    if wave.ndim != 1:
+      raise ValueError(f'LogMel.numpy takes one mono wave [S], not an array of shape {wave.shape}')
+    total = self.num_frames(len(wave))
+    if self._missing(len(wave)):
+      wave = np.pad(wave, (0, self._missing(len(wave))))
+    out = np.empty((self.n_mels, total), np.float32)
+    span = (_BLOCK - 1) * self.hop + self.n_fft
+    for t in range(0, total, _BLOCK):
+      piece = _reflected(wave, t * self.hop - self.n_fft // 2, span)
+      frames = np.lib.stride_tricks.sliding_window_view(piece, self.n_fft)[::self.hop]  # T N, a view
+      out[:, t:t + _BLOCK] = _log_mel(frames, window, mel, np, rfft)[:, :total - t]
+    return out
+
+  def jax(self, waves):
+    """waves [..., S] -> [..., F, T] float32; can be jitted, differentiated and sharded over the leading axes."""
+    import jax
+    import jax.numpy as jnp
+    waves = jnp.asarray(waves, jnp.float32)
+    total = self.num_frames(waves.shape[-1])
+    keep = [(0, 0)] * (waves.ndim - 1)
+    waves = jnp.pad(waves, keep + [(0, self._missing(waves.shape[-1]))])
+    waves = jnp.pad(waves, keep + [(self.n_fft // 2, self.n_fft // 2)], mode='reflect')
+    # Frames are put together from blocks of the greatest common length: slices, where a gather would be slow on TPUs.
+    size = math.gcd(self.n_fft, self.hop)
+    step = self.hop // size
+    blocks = waves[..., :waves.shape[-1] // size * size].reshape(*waves.shape[:-1], -1, size)
+    frames = jnp.concatenate([blocks[..., k:k + (total - 1) * step + 1:step, :] for k in range(self.n_fft // size)], -1)
+    window, mel = _constants(self)
+    with jax.default_matmul_precision('highest'):  # accelerators would otherwise round the power to bfloat16 or TF32
+      return _log_mel(frames, window, jnp.asarray(mel), jnp, jnp.fft.rfft)
+
+  def _missing(self, samples):
+    """Samples of silence that a very short wave needs before it can be reflected."""
+    return max(0, self.n_fft // 2 + 1 - samples)
+
+
+def _log_mel(frames, window, mel, xp, rfft):
+  """frames [..., T, N] -> [..., F, T]: the definition, for the array module `xp` and its `rfft`."""
+  spectrum = rfft(frames * window)
+  power = spectrum.real ** 2 + spectrum.imag ** 2  # ... T N/2+1
+  return xp.log(mel @ xp.swapaxes(power, -1, -2) + np.float32(EPS))
+
+
+@functools.lru_cache(maxsize=8)
+def _constants(spec, sparse=False):
+  """Window [N] and mel filters [F, N/2+1], float32, made once per process: importing librosa takes seconds."""
+  import librosa.filters
+  window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.n_fft) / spec.n_fft)
+  mel = librosa.filters.mel(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels, fmin=spec.f_min, fmax=spec.f_max,
+                            htk=False, norm='slaney', dtype=np.float32)
+  if sparse:
+    import scipy.sparse
+    mel = scipy.sparse.csr_array(mel)
+  return window.astype(np.float32), mel
+
+
+def _reflected(wave, start, count):
+  """wave[start:start + count], continued past its ends by reflection; a view where the ends are not touched."""
+  if start >= 0 and start + count <= len(wave):
+    return wave[start:start + count]
+  last = len(wave) - 1
+  index = last - np.abs(last - np.abs(np.arange(start, start + count)))
+  return np.take(wave, index, mode='clip')  # what lies beyond one reflection only fills up the last block

@@ -1,0 +1,73 @@
+"""Embedding all captions of a manifest once, in blocks that a restart finds again.
+
+Blocks are a function of the set of captions alone. An encoder's last bits depend on what shares a batch with a caption,
+so a shard that is written after a restart, or by another machine, gets the same bytes only if the batches are the same.
+"""
+import hashlib
+import os
+import shutil
+
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+
+BLOCK = 1024  # captions
+
+
+class CaptionBank:
+  """Looks up caption embeddings, kept in `folder/.captions-<fingerprint>/` while a preparation is unfinished."""
+
+  def __init__(self, folder, captions, encoder, dtype):
+    self._encoder = encoder
+    self._dtype = np.dtype(dtype)
+    self._texts = sorted(set(captions), key=lambda text: (len(text), text))
+    self._where = {text: i for i, text in enumerate(self._texts)}
+    digest = hashlib.sha256(f'{encoder.weights_hash} {dtype} {BLOCK}'.encode())
+    for text in self._texts:
+      digest.update(text.encode() + b'\0')
+    self._folder = os.path.join(folder, f'.captions-{digest.hexdigest()[:16]}')
+    self._blocks = {}
+
+  def embed(self, rows, progress):
+    """Makes the blocks that the rows need and that are not there yet. `progress(done, total)` is called after each."""
+    needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
+    os.makedirs(self._folder, exist_ok=True)
+    needed = [i for i in needed if not os.path.exists(self._path(i))]
+    for done, i in enumerate(needed, 1):
+      texts = self._texts[i * BLOCK:(i + 1) * BLOCK]
+      values = np.asarray(self._encoder(texts), np.float32)
+      if values.shape != (len(texts), self._encoder.width):
+        raise ValueError(f'text encoder gave {values.shape} for {len(texts)} captions of width {self._encoder.width}')
+      with np.errstate(over='ignore'):
+        stored = values.astype(self._dtype)
+      if not np.isfinite(stored).all():
+        bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
+        raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
+                        'use --embedding_dtype=float32 or another text encoder')
+      temporary = self._path(i) + '.tmp'
+      with open(temporary, 'wb') as f:
+        np.save(f, stored)
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(temporary, self._path(i))
+      progress(min(done * BLOCK, len(self._texts)), min(len(needed) * BLOCK, len(self._texts)))
+
+  def __call__(self, row):
+    """Row -> [n, E] in the stored dtype, in the order of its captions."""
+    places = [divmod(self._where[text], BLOCK) for text in row.captions]
+    return np.stack([self._block(i)[j] for i, j in places])
+
+  def _block(self, i):
+    if i not in self._blocks:
+      self._blocks[i] = np.load(self._path(i), mmap_mode='r')
+    return self._blocks[i]
+
+  def _path(self, i):
+    return os.path.join(self._folder, f'{i:05d}.npy')
+
+
+def remove_blocks(folder):
+  """Deletes the blocks of a finished preparation, and what an abandoned one left."""
+  for name in os.listdir(folder):
+    if name.startswith('.captions-'):
+      shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

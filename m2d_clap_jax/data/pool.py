@@ -1,0 +1,132 @@
+"""A pool of worker processes that survives the death of its workers, and knows which file killed them.
+
+Not `concurrent.futures.ProcessPoolExecutor`: that breaks as a whole when one process dies, does not say over which
+file, and starts its processes by importing the caller's main script again (with jax, and without end where it has no guard).
+"""
+import collections
+import concurrent.futures
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+
+from m2d_clap_jax.errors import UserError
+
+
+class _Died(Exception):
+  """The worker process ended while it had a file in hand."""
+
+
+class _Worker:
+  """One process of `data.worker.serve`, started when it is first needed."""
+
+  def __init__(self, target):
+    self.target = target
+    self.process = None
+
+  def call(self, arguments):
+    """Returns (ok, result or reason). Raises _Died."""
+    if self.process is None:
+      self._start()
+    try:
+      pickle.dump(arguments, self.process.stdin, protocol=5)
+      self.process.stdin.flush()
+      return pickle.load(self.process.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError) as e:
+      raise _Died(self.stop()) from e
+
+  def stop(self):
+    """Ends the process; returns how it ended, in words."""
+    process, self.process = self.process, None
+    if process is None:
+      return ''
+    with contextlib.suppress(OSError):  # a request that it no longer took
+      process.stdin.close()
+    try:
+      code = process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      code = process.wait()
+    process.stdout.close()
+    return signal.Signals(-code).name if code < 0 else f'exit code {code}'
+
+  def _start(self):
+    # One thread for each process: more would fight over the cores, and the sums' last bits would depend on the machine.
+    # It finds modules where this process does, and not in whatever folder it happens to be started from.
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), PYTHONSAFEPATH='1',
+               OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')
+    with tempfile.TemporaryFile() as log:  # decoders complain on stderr about files that they read well enough
+      try:
+        self.process = subprocess.Popen([sys.executable, '-m', 'm2d_clap_jax.data.worker', self.target], env=env,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+      except OSError as e:
+        raise UserError(f'a decoding process cannot start ({e.strerror}): use fewer --workers') from e
+      try:
+        pickle.load(self.process.stdout)
+      except (EOFError, pickle.UnpicklingError) as e:
+        end = self.stop()
+        log.seek(0)
+        last = log.read().decode(errors='replace').strip().splitlines()[-1:] or ['no message']
+        raise UserError(f'a decoding process cannot start ({end}: {last[0]}): mend the installation') from e
+
+
+class Pool:
+  """`workers` processes that run `target` ('module:function'). Use as a context manager."""
+
+  def __init__(self, target, workers):
+    self._idle = queue.SimpleQueue()
+    self._workers = [_Worker(target) for _ in range(workers)]
+    for worker in self._workers:
+      self._idle.put(worker)
+    self._threads = concurrent.futures.ThreadPoolExecutor(workers)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._threads.shutdown(wait=False, cancel_futures=True)
+    for worker in self._workers:
+      process = worker.process
+      if process is not None:
+        process.kill()  # which also wakes the thread that waits for its answer
+    self._threads.shutdown(wait=True)
+    for worker in self._workers:
+      worker.stop()
+
+  def map(self, tasks):
+    """Yields (ok, result or reason) for each tuple of arguments, in their order, running a few tasks ahead."""
+    pending = collections.deque()
+    tasks = iter(tasks)
+    while True:
+      while len(pending) < 4 * len(self._workers):
+        task = next(tasks, None)
+        if task is None:
+          break
+        pending.append((task, self._threads.submit(self._run, task)))
+      if not pending:
+        return
+      task, future = pending.popleft()
+      try:
+        answer = future.result()
+      except _Died:
+        answer = self._alone(task, [other for _, other in pending])
+      yield answer
+
+  def _run(self, task):
+    worker = self._idle.get()
+    try:
+      return worker.call(task)
+    finally:
+      self._idle.put(worker)
+
+  def _alone(self, task, others):
+    """Once more for a file whose worker died, with nothing beside it: memory may have been short, not the file bad."""
+    concurrent.futures.wait(others)
+    try:
+      return self._run(task)
+    except _Died as e:
+      return False, f'the decoding process died over it, twice ({e})'

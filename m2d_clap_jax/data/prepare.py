@@ -1,0 +1,213 @@
+"""`m2d-clap prepare`: audio and captions in, a folder of TFRecord shards out (see data.shards and data.schema)."""
+import contextlib
+import dataclasses
+import fcntl
+import os
+import sys
+import time
+
+from m2d_clap_jax.audio.logmel import LogMel
+from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, shards, worker
+from m2d_clap_jax.data.pool import Pool
+from m2d_clap_jax.errors import UserError
+
+
+def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
+            num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16'):
+  """Manifest and audio files -> data folder `out`; returns prepare.json's dict.
+
+  Args:
+    manifest: CSV or JSON lines (see data.manifest).
+    audio_root: folder that the manifest's file names are relative to.
+    out: folder to write. Shards of an interrupted run with the same manifest and settings are kept.
+    text_encoder: name, folder, 'minilm', None or 'none' (no embeddings), or an object like text.TextEncoder.
+    sample_rate: 16000 or 32000, Hz; audio of any rate is resampled to it.
+    split: prepare this split only.
+    num_shards: shards of each split; by default one for 512 files.
+    workers: decoding processes; by default one for each core. Has no effect on the result.
+    max_seconds: longer clips are cut, and counted as truncated.
+    embedding_dtype: 'float16' or 'float32'.
+
+  Raises:
+    UserError: for what cannot be mended by rejecting a file; finished shards stay.
+  """
+  _check_arguments(num_shards, workers, max_seconds, embedding_dtype)
+  logmel = LogMel.for_rate(sample_rate)
+  rows = _select(manifests.read_manifest(manifest, audio_root), split, manifest)
+  _check_root(rows, audio_root)
+  if text_encoder == 'none':
+    text_encoder = None
+  for row in rows:
+    if not row.captions and row.labels:
+      row.captions = [captions.label_caption(row.labels)]
+    if text_encoder is not None and not row.captions and not row.reason:
+      row.reason = 'no caption and no label'
+  with _folder(out) as out:
+    encoder = _encoder(text_encoder)
+    settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
+    jobs = shards.plan(rows, settings, num_shards)
+    done = shards.finished(out, jobs)
+    todo = [job for job in jobs if job.name not in done]
+    bank = None
+    if encoder and todo:
+      texts = [text for row in rows for text in row.captions]
+      bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
+      with shards.writing(out):
+        bank.embed([row for job in todo for row in job.rows], _Progress('captions'))
+    return _write(out, jobs, done, worker.AUDIO, audio_root, bank, logmel, max_seconds, workers)
+
+
+def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, sample_rate=16000, split=None,
+                    num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16'):
+  """The authors' folders -> data folder `out`; returns prepare.json's dict.
+
+  Args:
+    logmels: folder of `.npy` files [F, T] or [1, F, T], sub-folders too.
+    caption_embeddings: paths or patterns of `np.save`d dictionaries {id: [E] or [n, E]}; captions of all are joined.
+      An id is a file's stem, the stem without a leading 'Y', or the first 11 characters of these.
+    text_encoder: 'none' allows an empty list of dictionaries (for training without captions); else not used.
+    sample_rate: the rate that the log-mels were computed at, Hz.
+    split: the split's name; 'train' by default.
+    others: as in `prepare`.
+  """
+  _check_arguments(num_shards, workers, max_seconds, embedding_dtype)
+  logmel = LogMel.for_rate(sample_rate)
+  if not caption_embeddings and text_encoder != 'none':
+    raise UserError('--logmels needs --caption_embeddings=capemb_*.npy, or --text_encoder=none '
+                    'to train without captions')
+  rows = authors.list_logmels(logmels, split or 'train')
+  bank = authors.Dictionaries(caption_embeddings, embedding_dtype) if caption_embeddings else None
+  if bank:
+    bank.mark_missing(rows)
+  with _folder(out) as out:
+    jobs = shards.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
+    done = shards.finished(out, jobs)
+    return _write(out, jobs, done, worker.NPY, logmels, bank, logmel, max_seconds, workers)
+
+
+def summary(meta, out):
+  """What was written, in a few lines."""
+  lines = [f'{out}: mean {meta["mean"]:.4f}, std {meta["std"]:.4f}']
+  for split, n in meta['splits'].items():
+    lines.append(f'  {split}: {n["clips"]} clips of {n["files"]} files '
+                 f'({n["rejected"]} rejected, {n["truncated"]} truncated), '
+                 f'{n["captions"]} captions, {n["seconds"] / 3600:.2f} hours, {n["shards"]} shards; '
+                 f'rows: {n["rows"]} = {n["rows"] - n["rejected_rows"]} written + {n["rejected_rows"]} rejected')
+  if any(n['rejected_rows'] for n in meta['splits'].values()):
+    lines.append(f'  why files were rejected: {os.path.join(os.fspath(out), "rejected.csv")} '
+                 '(once they are mended, delete this folder to prepare it anew)')
+  return '\n'.join(lines)
+
+
+def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers):
+  """Writes the shards that are not done, then the metadata."""
+  todo = [job for job in jobs if job.name not in done]
+  if todo:
+    if done:
+      print(f'{out}: {len(done)} of {len(jobs)} shards are there already', file=sys.stderr)
+    files = [row for job in todo for row in job.rows]
+    progress = _Progress('files', len(files))
+    tasks = ((os.path.join(os.fspath(root), row.file_name), logmel, max_seconds) for row in files if not row.reason)
+    count = workers or len(os.sched_getaffinity(0))
+    with Pool(target, min(count, len(files))) as pool, contextlib.closing(progress):
+      results = pool.map(tasks)
+      for job in todo:
+        shards.write_shard(out, job, results, bank, progress.step)
+  meta = shards.write_metadata(out)
+  embeddings.remove_blocks(out)
+  return meta
+
+
+def _settings(logmel, max_seconds, encoder, embedding_dtype):
+  """What a shard's bytes depend on, apart from manifest and audio."""
+  described = encoder and {'name': str(encoder.name), 'hash': encoder.weights_hash, 'width': int(encoder.width)}
+  return {'schema': schema.VERSION, 'logmel': dataclasses.asdict(logmel), 'max_seconds': float(max_seconds),
+          'text_encoder': described, 'embedding_dtype': embedding_dtype}
+
+
+def _encoder(text_encoder):
+  if isinstance(text_encoder, str | os.PathLike):
+    from m2d_clap_jax.text import TextEncoder
+    return TextEncoder(os.fspath(text_encoder))
+  return text_encoder
+
+
+def _select(rows, split, manifest):
+  if split is None:
+    return rows
+  kept = [row for row in rows if row.split == split]
+  if not kept:
+    splits = ', '.join(sorted({row.split for row in rows}))
+    raise UserError(f'{manifest}: has no split {split!r}, only {splits}: check --split')
+  return kept
+
+
+def _check_root(rows, root):
+  """A wrong root is told at once, rather than after two million rejections."""
+  if not os.path.isdir(root):
+    raise UserError(f'{root}: no such folder: check --audio_root')
+  usable = [row.file_name for row in rows if not row.reason]
+  if usable and not any(os.path.exists(os.path.join(root, name)) for name in usable[:1000]):
+    raise UserError(f'{root}: holds none of the files that the manifest names first, such as {usable[0]}: '
+                    'check --audio_root')
+
+
+def _check_arguments(num_shards, workers, max_seconds, embedding_dtype):
+  for name, value in (('num_shards', num_shards), ('workers', workers)):
+    if value is not None and not 1 <= value <= 99999:
+      raise UserError(f'--{name}={value}: must be from 1 to 99999')
+  if not 0 < max_seconds < float('inf'):
+    raise UserError(f'--max_seconds={max_seconds}: must be more than 0')
+  if embedding_dtype not in ('float16', 'float32'):
+    raise UserError(f'--embedding_dtype={embedding_dtype}: must be float16 or float32')
+
+
+@contextlib.contextmanager
+def _folder(out):
+  """Makes `out` and keeps a second run out of it; yields its path as a string."""
+  out = os.fspath(out)
+  lock = os.path.join(out, '.lock')
+  with contextlib.ExitStack() as stack:
+    with shards.writing(out):
+      os.makedirs(out, exist_ok=True)
+      f = stack.enter_context(open(lock, 'w', encoding='utf-8'))
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+    yield out
+
+
+class _Progress:
+  """A line with the time left on a terminal; elsewhere (log files) a line every half minute."""
+
+  def __init__(self, name, total=None):
+    self.name, self.done, self.total = name, 0, total
+    self.start = self.told = time.monotonic()
+    self.bar = None
+
+  def step(self):
+    """One file more, written or rejected."""
+    self(self.done + 1, self.total)
+
+  def __call__(self, done, total):
+    self.done, self.total = done, total
+    if sys.stderr.isatty():
+      if self.bar is None:
+        import tqdm
+        self.bar = tqdm.tqdm(total=total, desc=self.name, unit=' ' + self.name, dynamic_ncols=True)
+      self.bar.update(done - self.bar.n)
+      if done >= total:
+        self.close()
+      return
+    now = time.monotonic()
+    if now - self.told > 30:
+      self.told = now
+      left = (now - self.start) / done * (total - done) if done else 0
+      print(f'{self.name}: {done} of {total}, {left / 60:.0f} min left', file=sys.stderr, flush=True)
+
+  def close(self):
+    """Ends the line."""
+    if self.bar is not None:
+      self.bar.close()
+      self.bar = None

@@ -1,0 +1,265 @@
+"""Writing shards: which row belongs to which, one shard with its sidecar, and the folder's metadata.
+
+A shard is `{split}-00000-of-00007.tfrecord`; its sidecar, the same name with `.json` added, is written last and marks it
+finished. Sidecars carry the settings and the counts, so shards do not depend on each other or on any shared file.
+"""
+import collections
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import re
+
+from m2d_clap_jax.data import schema
+from m2d_clap_jax.errors import UserError
+
+FILES_PER_SHARD = 512  # 80 MB of 10-s clips: half a minute of work lost at most when a run is killed
+SIDECAR = re.compile(r'(\w+)-(\d{5})-of-(\d{5})\.tfrecord\.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One shard to write: its file name without suffix, its rows in the order of the records, and the run's settings."""
+  name: str
+  rows: list
+  settings: dict
+
+
+def plan(rows, settings, num_shards=None):
+  """Rows of all splits -> list[Shard]. A pure function of the manifest, so that shards can be written anywhere.
+
+  The rows of a split are ordered by the hash of their names, which makes shards alike, and cut into equal parts.
+  """
+  splits = collections.defaultdict(list)
+  for row in rows:
+    splits[row.split].append(row)
+  shards = []
+  for split, members in sorted(splits.items()):
+    members.sort(key=lambda row: (hashlib.sha256(row.file_name.encode()).digest(), row.reason))
+    count = min(num_shards or math.ceil(len(members) / FILES_PER_SHARD), len(members))
+    own = dict(settings, num_shards=count, manifest=_fingerprint(members))
+    for i in range(count):
+      part = members[i * len(members) // count:(i + 1) * len(members) // count]
+      shards.append(Shard(f'{split}-{i:05d}-of-{count:05d}', part, own))
+  return shards
+
+
+def _fingerprint(rows):
+  digest = hashlib.sha256()
+  for row in rows:
+    digest.update(json.dumps([row.file_name, row.captions, row.labels, row.rows, row.reason]).encode())
+  return digest.hexdigest()[:16]
+
+
+def write_shard(out, shard, results, embeddings, on_file):
+  """Writes one shard and its sidecar; returns the sidecar's dict.
+
+  Args:
+    out: folder (str).
+    shard: Shard.
+    results: iterator of (ok, worker's result or reason), one for each row without a reason, in order.
+    embeddings: function of a Row -> [n, E] in the stored dtype, or None for none.
+    on_file: called after each file.
+  """
+  import tensorflow as tf
+  counts = collections.Counter(dict.fromkeys(
+      ('rows', 'files', 'clips', 'captions', 'rejected', 'rejected_rows', 'truncated'), 0))
+  sums = {'seconds': 0.0, 'elements': 0, 'sum': 0.0, 'sumsq': 0.0}
+  offsets, rejected, position = [], [], 0
+  final, temporary = (os.path.join(out, name) for name in (f'{shard.name}.tfrecord', f'.{shard.name}.tmp'))
+  with writing(final, temporary):
+    with tf.io.TFRecordWriter(temporary) as writer:
+      for row in shard.rows:
+        ok, result = (False, row.reason) if row.reason else next(results)
+        counts.update(rows=row.rows, files=row.files)
+        if ok:
+          vectors = embeddings(row) if embeddings else None
+          data = schema.encode(schema.Clip(row.file_name, result['logmel'], row.captions, vectors, row.labels))
+          writer.write(data)
+          offsets.append(position)
+          position += len(data) + 16  # length, its checksum, data, its checksum: 8 + 4 + n + 4 bytes
+          counts.update(clips=1, captions=len(row.captions) if vectors is None else len(vectors),
+                        truncated=int(result['truncated']))
+          sums['elements'] += result['logmel'].size
+          for name in ('seconds', 'sum', 'sumsq'):
+            sums[name] += result[name]
+        else:
+          counts.update(rejected=row.files, rejected_rows=row.rows)
+          rejected.append([row.file_name, result, row.rows])
+        on_file()
+    if os.path.getsize(temporary) != position:
+      raise OSError(f'{os.path.getsize(temporary)} of {position} bytes were written')
+    _commit(temporary, final)
+  sidecar = dict(settings=shard.settings, bytes=position, offsets=offsets, rejected_files=rejected, **counts, **sums)
+  write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(sidecar))
+  return sidecar
+
+
+def finished(out, shards):
+  """Sidecars of the shards that are written already: {name: dict}. UserError if the folder was made otherwise."""
+  names = {shard.name for shard in shards}
+  settings = {shard.name.rsplit('-', 3)[0]: shard.settings for shard in shards}
+  found = {}
+  for name in sorted(os.listdir(out)):
+    match = SIDECAR.fullmatch(name)
+    if not match:
+      continue
+    sidecar = read_json(os.path.join(out, name))
+    _check_settings(out, sidecar['settings'], settings.get(match[1], shards[0].settings), match[1] in settings)
+    stem = name.removesuffix('.tfrecord.json')
+    path = os.path.join(out, f'{stem}.tfrecord')
+    if stem in names and os.path.exists(path) and os.path.getsize(path) == sidecar['bytes']:
+      found[stem] = sidecar
+  return found
+
+
+def _check_settings(out, theirs, ours, same_split):
+  """UserError that names what differs between a finished shard and this run."""
+  def flat(settings):
+    encoder = settings['text_encoder']
+    flat = dict(settings, **settings['logmel'], text_encoder=encoder and [encoder['hash'], encoder['width']])
+    del flat['logmel']
+    if not same_split:  # another split may have other shards
+      del flat['manifest'], flat['num_shards']
+    return flat
+
+  a, b = flat(theirs), flat(ours)
+  differ = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+  if 'manifest' in differ and 'num_shards' in differ:
+    differ.remove('num_shards')  # follows from the manifest
+  if not differ:
+    return
+  words = []
+  for name in differ:
+    if name == 'manifest':
+      words.append('another manifest (its files, captions or labels differ)')
+    elif name == 'text_encoder':
+      names = [s['text_encoder']['name'] if s['text_encoder'] else 'none' for s in (theirs, ours)]
+      words.append('text_encoder={}, not {}'.format(*names if names[0] != names[1] else (names[0], 'these weights')))
+    else:
+      words.append(f'{name}={a.get(name)}, not {b.get(name)}')
+  raise UserError(f'{out}: was prepared with {"; ".join(words)}: choose another --out, or delete this folder')
+
+
+@contextlib.contextmanager
+def writing(path, temporary=None):
+  """Turns failures to write into one-line errors, and removes the unfinished temporary file."""
+  import tensorflow as tf
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as e:
+    with contextlib.suppress(OSError):
+      if temporary:
+        os.unlink(temporary)
+    reason = e.strerror if isinstance(e, OSError) and e.strerror else getattr(e, 'message', str(e))
+    raise UserError(f'{path}: cannot be written ({" ".join(str(reason).split())[:200]}): '
+                    'make room or choose another --out; finished shards are kept, the same command continues') from e
+
+
+def write_text(path, text):
+  """Writes a small file at once or not at all."""
+  temporary = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.tmp')
+  with writing(path, temporary):
+    with open(temporary, 'w', encoding='utf-8', newline='') as f:
+      f.write(text)
+    _commit(temporary, path)
+
+
+def _commit(temporary, final):
+  """Onto the disk, then under its name: after a power cut there is the whole file or none."""
+  for path, flags in ((temporary, os.O_RDWR), (os.path.dirname(final), os.O_RDONLY)):
+    descriptor = os.open(path, flags)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+    if path == temporary:
+      os.replace(temporary, final)
+
+
+def read_json(path):
+  """A json file of a data folder. UserError if it cannot be read."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      return json.load(f)
+  except (OSError, ValueError) as e:
+    raise UserError(f'{path}: cannot be read ({e}): delete it and prepare the data again') from e
+
+
+def write_metadata(out):
+  """Merges all sidecars of the folder into prepare.json (returned), rejected.csv and TFDS' metadata."""
+  splits = collections.defaultdict(dict)
+  total = {}
+  for name in sorted(os.listdir(out)):
+    match = SIDECAR.fullmatch(name)
+    if match:
+      splits[match[1]][int(match[2])] = read_json(os.path.join(out, name))
+      total[match[1]] = int(match[3])
+  for split, sidecars in splits.items():
+    if len(sidecars) < total[split]:
+      raise UserError(f'{out}: {len(sidecars)} of {total[split]} shards of split {split!r} are there: '
+                      f'prepare it too (--split={split}), then the folder is complete')
+    if not any(s['clips'] for s in sidecars.values()):
+      _all_rejected(out, split, sidecars.values(), total[split])
+  meta = _merge(splits)
+  if meta['std'] < 1e-3:
+    raise UserError(f'{out}: all clips are digital silence: check the audio files')
+  _write_rejected(out, splits)
+  with writing(os.path.join(out, 'dataset_info.json')):
+    _write_tfds(out, meta, splits)
+  write_text(os.path.join(out, 'prepare.json'), json.dumps(meta, indent=2) + '\n')
+  return meta
+
+
+def _merge(splits):
+  first = next(iter(splits.values()))[0]['settings']
+  meta = {name: value for name, value in first.items() if name not in ('num_shards', 'manifest')}
+  counted = splits['train'].values() if 'train' in splits else [s for split in splits.values() for s in split.values()]
+  counted = list(counted)
+  elements = sum(s['elements'] for s in counted)
+  meta['mean'] = math.fsum(s['sum'] for s in counted) / elements
+  meta['std'] = math.sqrt(max(0.0, math.fsum(s['sumsq'] for s in counted) / elements - meta['mean'] ** 2))
+  meta['splits'] = {}
+  names = ('rows', 'files', 'clips', 'captions', 'rejected', 'rejected_rows', 'truncated', 'seconds')
+  for split, sidecars in sorted(splits.items()):
+    meta['splits'][split] = {'shards': len(sidecars), **{n: sum(s[n] for s in sidecars.values()) for n in names}}
+  return meta
+
+
+def _all_rejected(out, split, sidecars, count):
+  """Takes the useless shards away, so that the same command can be tried again, and tells why."""
+  reasons = collections.Counter(reason for s in sidecars for _, reason, _ in s['rejected_files'])
+  most = max(reasons, key=reasons.get)
+  example = next(f'{name}: {why}' for s in sidecars for name, why, _ in s['rejected_files'] if why == most)
+  for i in range(count):
+    for suffix in ('tfrecord.json', 'tfrecord'):
+      os.unlink(os.path.join(out, f'{split}-{i:05d}-of-{count:05d}.{suffix}'))
+  raise UserError(f'{out}: every file of split {split!r} was rejected, most often ({reasons[most]} of '
+                  f'{sum(reasons.values())}) as in {example}')
+
+
+def _write_rejected(out, splits):
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(['file', 'reason', 'split', 'rows'])
+  for split, sidecars in sorted(splits.items()):
+    rows = [(name, reason, split, rows) for s in sidecars.values() for name, reason, rows in s['rejected_files']]
+    table.writerows(sorted(rows))
+  write_text(os.path.join(out, 'rejected.csv'), text.getvalue())
+
+
+def _write_tfds(out, meta, splits):
+  import tensorflow_datasets as tfds
+  template = tfds.core.ShardedFileTemplate(
+      data_dir=out, template='{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}', filetype_suffix='tfrecord')
+  infos = [tfds.core.SplitInfo(name=split, shard_lengths=[s['clips'] for _, s in sorted(sidecars.items())],
+                               num_bytes=sum(s['bytes'] for s in sidecars.values()),
+                               filename_template=template.replace(split=split))
+           for split, sidecars in sorted(splits.items())]
+  tfds.folder_dataset.write_metadata(data_dir=out, features=schema.tfds_features(meta), split_infos=infos,
+                                     filename_template=template, check_data=False,
+                                     description='Log-mels and caption embeddings, written by m2d-clap prepare.')

@@ -1,0 +1,100 @@
+"""What a preparation worker does: one file in, one log-mel spectrogram out. Runs in its own process.
+
+Decoders are C code fed with strangers' files. A process of their own keeps a crash there from taking the run along.
+Imports neither jax nor TensorFlow.
+"""
+import importlib
+import os
+import pickle
+import signal
+import sys
+
+import numpy as np
+
+AUDIO = 'm2d_clap_jax.data.worker:from_audio'
+NPY = 'm2d_clap_jax.data.worker:from_npy'
+
+
+class Rejected(Exception):
+  """Why a file cannot be used."""
+
+
+def from_audio(path, logmel, max_seconds):
+  """Audio file -> result (see `_result`). `logmel` is a LogMel. Raises Rejected."""
+  from m2d_clap_jax.audio.io import AudioError, load
+  _check_regular(path)  # opening a named pipe would wait for ever
+  try:
+    wave, truncated = load(path, logmel.sample_rate, max_seconds)
+  except AudioError as e:
+    raise Rejected(str(e).removeprefix(f'{path}: ')) from e
+  return _result(logmel.numpy(wave), truncated, len(wave) / logmel.sample_rate)
+
+
+def from_npy(path, logmel, max_seconds):
+  """`.npy` file with a log-mel [F, T] or [1, F, T] -> result. Raises Rejected."""
+  _check_regular(path)
+  try:
+    array = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as e:
+    raise Rejected(f'not a readable .npy array ({e})') from e
+  if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+    raise Rejected('not an array of floats')
+  shape = array.shape
+  array = array[0] if array.ndim == 3 and shape[0] == 1 else array
+  if array.ndim != 2 or array.shape[0] != logmel.n_mels or not array.shape[1]:
+    raise Rejected(f'shape {list(shape)} where [{logmel.n_mels}, T] or [1, {logmel.n_mels}, T] is expected')
+  frames = int(max_seconds * logmel.sample_rate) // logmel.hop + 1
+  truncated = array.shape[1] > frames
+  array = array[:, :frames]
+  return _result(array, truncated, array.shape[1] * logmel.hop / logmel.sample_rate)
+
+
+def _check_regular(path):
+  if not os.path.exists(path):
+    raise Rejected('no such file')
+  if not os.path.isfile(path):
+    raise Rejected('not a regular file')
+
+
+def _result(array, truncated, seconds):
+  """Log-mel [F, T] -> what the main process writes. The sums are those of the values as stored, in float64."""
+  stored = array.astype(np.float16)
+  if not np.isfinite(stored).all():
+    raise Rejected('its log-mel spectrogram holds NaN, infinity or values beyond float16')
+  exact = stored.astype(np.float64)
+  return {'logmel': stored, 'truncated': bool(truncated), 'seconds': float(seconds),
+          'sum': float(exact.sum()), 'sumsq': float(np.square(exact).sum())}
+
+
+def serve(target):
+  """Answers requests on stdin, on stdout, until stdin is closed; `target` is 'module:function'.
+
+  A request is a pickled tuple of arguments; an answer (True, result) or (False, reason).
+  """
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process ends us in good order
+  answers = os.fdopen(os.dup(1), 'wb')
+  os.dup2(2, 1)  # a library that prints must not spoil the answers
+  module, name = target.split(':')
+  function = getattr(importlib.import_module(module), name)
+  pickle.dump('ready', answers)
+  answers.flush()
+  while True:
+    try:
+      arguments = pickle.load(sys.stdin.buffer)
+    except EOFError:
+      return
+    try:
+      answer = True, function(*arguments)
+    except Rejected as e:
+      answer = False, str(e)
+    except Exception as e:  # a bad file never kills a run, whatever it makes a library raise
+      answer = False, f'{type(e).__name__}: {e}'
+    if not answer[0]:
+      answer = False, ' '.join(answer[1].split())[:500]
+    pickle.dump(answer, answers, protocol=5)
+    answers.flush()
+
+
+if __name__ == '__main__':
+  # Under `python -m` this module is called __main__, and its Rejected would be another class than the target's.
+  importlib.import_module('m2d_clap_jax.data.worker').serve(sys.argv[1])

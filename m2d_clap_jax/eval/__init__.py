@@ -1,0 +1,1 @@
+"""Evaluation: numpy arrays in, plain numbers out. No models, data sets or configs are known here."""

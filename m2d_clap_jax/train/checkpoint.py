@@ -1,0 +1,72 @@
+"""Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train.state import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of a run in WORKDIR/checkpoints.
+
+  A checkpoint appears under its final name only when it is complete, so a run killed during a save falls back to the
+  one before.
+
+  Args:
+    keep: how many of the newest to keep.
+    keep_every: also keep every checkpoint whose step is a multiple of this; None for none.
+  """
+
+  def __init__(self, workdir, *, keep: int = 2, keep_every: int | None = None):
+    self.folder = epath.Path(workdir) / 'checkpoints'
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
+
+  def latest(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState, meta: dict):
+    """Saves in the background; `meta` is JSON data. UserError when the disk refuses this or the previous save."""
+    step = int(state.step)
+    try:
+      self._manager.save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    except OSError as error:
+      raise self._failed(step, error) from error
+
+  def restore(self, abstract_state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+    """Restores the newest checkpoint (or that of `step`) onto the shardings of `abstract_state`."""
+    step = self.latest() if step is None else step
+    try:
+      item = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()))
+    except (ValueError, KeyError) as error:
+      reason = str(error).strip().splitlines()[0][:300]
+      raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
+                      'configuration that it was made with, or use another --workdir') from error
+    return item['state'], item['meta']
+
+  def restore_meta(self) -> dict:
+    """The newest checkpoint's JSON data alone."""
+    return self._manager.restore(self.latest(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+
+  def wait(self):
+    """Blocks until the save in the background is on disk."""
+    try:
+      self._manager.wait_until_finished()
+    except OSError as error:
+      raise self._failed(self.latest(), error) from error
+
+  def close(self):
+    self.wait()
+    self._manager.close()
+
+  def _failed(self, step, error) -> UserError:
+    return UserError(f'{self.folder}: the checkpoint of step {step} could not be written ({error}): free disk space '
+                     'or permissions are needed; the same command then continues from the last complete checkpoint')
+
+
+def abstract(state_shapes, sharding):
+  """A tree of shapes -> the same with shardings, as `restore` takes it."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes)

@@ -1,0 +1,172 @@
+"""The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
+import functools
+import json
+
+import jax
+from etils import epath
+
+from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
+from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval.evaluators import make_evaluators
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.train import sharding
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
+from m2d_clap_jax.train.observe import Observer
+from m2d_clap_jax.train.optim import make_optimizer
+from m2d_clap_jax.train.runlog import Progress, RunLog
+from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.state import create_state
+from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
+from m2d_clap_jax.train.window import Window
+
+
+def run(config, workdir: str):
+  """Pre-trains as `config` (see configs/pretrain.py) says, or continues the run in `workdir`."""
+  settings = config.to_dict()
+  bind(pretrain, settings, 'config', given=('workdir',))(workdir)
+
+
+def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int, epochs: float, steps: int | None,
+             model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, checkpoints: dict, log_every: int,
+             save_every: int, statistics_every: int, evals_every: int, evals: dict):
+  """Every argument is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  workdir = make_workdir(workdir)
+  mesh = sharding.make_mesh()
+  sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
+
+  folder, split = bind(open_data, data, 'config.data')()
+  network = make_model(model, folder)
+  total = steps or int(epochs * split.num_clips / batch_size)
+  if total < 1:
+    raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
+  batches = TrainingBatches(
+      split, frames=network.input_size[1], batch_size=batch_size, seed=seed, text=network.text_width is not None,
+      part=(jax.process_index(), jax.process_count()))
+  learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
+      batch_size=batch_size, epoch=split.num_clips / batch_size, total=total)
+  tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
+  ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
+  evaluators = make_evaluators(evals, folder.path)
+  saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
+
+  state, meta = create_or_restore(saved, seed, network, tx, mesh, settings)
+  step = first = int(state.step)
+  bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
+  update = jax.jit(functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, **loss),
+                   donate_argnums=0)
+  log = RunLog(workdir, step, active=jax.process_index() == 0)
+  describe(log, network, split, state, mesh, total, step)
+  window = Window(batch_size, meta['window'], saved.latest)
+  progress = Progress(first, total, log)
+  observer = Observer(network, mesh, split, evaluators, log)
+
+  def observe():
+    if step % statistics_every == 0 or step == total:
+      observer.statistics(step, state.params)
+    if step % evals_every == 0 or step == total:
+      observer.evaluate(step, state.params)
+
+  def save():
+    window.check()
+    saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
+                       'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
+
+  if step == 0:
+    observer.draw_mask(state)
+    observe()
+    save()
+  feed = prefetch(batches, step, total)
+  for step in range(first + 1, total + 1):
+    with window.waiting():
+      batch = sharding.to_devices(mesh, next(feed))
+    state, metrics = update(state, batch)
+    window.add(metrics)
+    if step % log_every == 0 or step == total:
+      row = window.flush() | {'learning_rate': float(learning_rate(step - 1))}
+      log.write(step, row)
+      progress.show(step, row)
+    observe()
+    if step % save_every == 0 or step == total:
+      save()
+  saved.close()
+  log.note(f'done: {total} steps, checkpoints in {saved.folder}')
+  log.close()
+
+
+def make_workdir(workdir) -> epath.Path:
+  try:
+    path = epath.Path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / '.writable'
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror or error}): choose another') from error
+  return path
+
+
+def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False):
+  """Opens the prepared folder -> (Folder, Split); with `demo`, renders and prepares the demo corpus there first."""
+  if demo:
+    from m2d_clap_jax.data.demo import ensure
+    folder = str(ensure(folder))
+  if not folder:
+    raise UserError('config.data.folder is empty: give --config.data.folder=FOLDER, made by `m2d-clap prepare`, or try '
+                    '--config=configs/pretrain.py:demo')
+  opened = Folder(folder)
+  if opened.meta['logmel']['sample_rate'] != sample_rate:
+    raise UserError(f'{folder}: log-mels are of {opened.meta["logmel"]["sample_rate"]} Hz audio where '
+                    f'config.data.sample_rate is {sample_rate}: change one of them')
+  return opened, opened.split(split)
+
+
+def make_model(options: dict, folder: Folder) -> M2DCLAP:
+  """The model, standardising with the data's statistics unless told otherwise; checks that the two fit."""
+  meta = folder.meta
+  options = {'norm_stats': (meta['mean'], meta['std']), **{k: v for k, v in options.items() if v is not None}}
+  model = bind(M2DCLAP, options, 'config.model')()
+  for axis, name in enumerate(('mel bins', 'frames')):
+    if model.input_size[axis] % model.patch_size[axis]:
+      raise UserError(f'config.model.input_size: {model.input_size[axis]} {name} are no multiple of the patch, '
+                      f'{model.patch_size[axis]}')
+  if meta['logmel']['n_mels'] != model.input_size[0]:
+    raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
+                    f'{model.input_size[0]}: prepare the data again or change the model')
+  if model.text_width is not None:
+    encoder = meta['text_encoder']
+    if not encoder:
+      raise UserError(f'{folder.path}: has no caption embeddings: prepare it with --text_encoder, or train without '
+                      'captions (--config=configs/pretrain.py:m2d)')
+    if encoder['width'] != model.text_width:
+      raise UserError(f'{folder.path}: caption embeddings ({encoder["name"]}) are {encoder["width"]} wide where '
+                      f'config.model.text_width is {model.text_width}: set it to {encoder["width"]}')
+  return model
+
+
+def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
+                  warmup_steps: int | None = None):
+  """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps) or steps."""
+  warmup = warmup_epochs * epoch if warmup_steps is None else warmup_steps
+  return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
+
+
+def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings):
+  """A new state, or that of the newest checkpoint, already placed on the mesh -> (state, checkpoint's JSON data)."""
+  create = functools.partial(create_state, seed, model=model, tx=tx)
+  if saved.latest() is None:
+    return jax.jit(create, out_shardings=sharding.replicated(mesh))(), {'window': []}
+  state, meta = saved.restore(abstract(jax.eval_shape(create), sharding.replicated(mesh)))
+  before, now = json.loads(json.dumps([meta['settings'], settings]))
+  for key in sorted(set(before) | set(now)):
+    if before.get(key) != now.get(key) and jax.process_index() == 0:
+      print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}')
+  return state, meta
+
+
+def describe(log, model, split, state, mesh, total, step):
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  log.note(f'{count / 1e6:.1f} M parameters, {model.num_patches} patches; {split.num_clips} clips; '
+           f'{mesh.size} {jax.devices()[0].platform} device(s); steps {step} to {total}')

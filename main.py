@@ -1,0 +1,51 @@
+"""Trains and evaluates: python main.py --config=configs/pretrain.py[:VARIANT] --workdir=runs/NAME [--config.KEY=VALUE]"""
+import importlib
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from m2d_clap_jax.errors import UserError
+
+DRIVERS = {'pretrain': 'm2d_clap_jax.train.pretrain'}
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
+
+
+def run():
+  logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
+  if _CONFIG.value is None:
+    raise UserError('--config is missing: e.g. --config=configs/pretrain.py:demo')
+  config = _CONFIG.value
+  if config.task not in DRIVERS:
+    raise UserError(f'config.task={config.task!r}: unknown task; known: {", ".join(DRIVERS)}')
+  if _DISTRIBUTED.value:
+    import jax
+    jax.distributed.initialize()
+  workdir = _WORKDIR.value or os.path.join('runs', config.task)
+  importlib.import_module(DRIVERS[config.task]).run(config, os.path.abspath(workdir))
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise UserError(f'{argv[1]!r}: not a flag; settings are given as --config.KEY=VALUE')
+  run()
+
+
+def parse(argv):
+  """absl's own parser, with the configuration's errors told in one line."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise UserError(str(error).strip('"\'')) from error
+
+
+if __name__ == '__main__':
+  try:
+    app.run(main, flags_parser=parse)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,263 @@
+"""Preparation: real audio in, a folder that TFDS and our own reader understand out; restarts; failures to write."""
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from m2d_clap_jax import cli
+from m2d_clap_jax.audio import LogMel, io
+from m2d_clap_jax.data import prepare
+from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.errors import UserError
+from tests.prepare_helpers import FakeEncoder, contents, corpus, noise, write_manifest
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+  """A prepared folder of wav, flac and opus files in two splits, by the real CLI and the real MiniLM."""
+  root = tmp_path_factory.mktemp('mixed')
+  audio = root / 'audio'
+  (audio / 'sub').mkdir(parents=True)
+  soundfile.write(audio / 'a.wav', noise(1.0, 44100, channels=2), 44100)
+  soundfile.write(audio / 'sub/b.flac', noise(0.5, seed=1), 16000)
+  soundfile.write(audio / 'c.opus', noise(1.2, 48000, 2), 48000, format='OGG', subtype='OPUS')
+  soundfile.write(audio / 'long.wav', noise(2.5), 16000)
+  write_manifest(root / 'm.csv', [
+      ('a.wav', 'a dog barks', '', 'train'), ('a.wav', 'barking', 'dog', 'train'),
+      ('sub/b.flac', '', 'rain,wind,sea', 'train'), ('c.opus', ' ', 'flute, pipe', 'test'),
+      ('long.wav', 'hiss ' * 10_000, '', 'train'), ('gone.wav', 'x', '', 'train'),
+      ('a.wav', 'barking', 'dog', 'train'), ('long.wav', '', '', 'test'), ('../out.wav', 'x', '', 'train')])
+  code = cli.main(['prepare', f'--manifest={root}/m.csv', f'--audio_root={audio}', f'--out={root}/out', '--workers=2',
+                   '--text_encoder=minilm', '--num_shards=2', '--max_seconds=2'])
+  assert code == 0
+  return root
+
+
+def test_tfds_reads_the_folder(mixed):
+  import tensorflow_datasets as tfds
+  builder = tfds.builder_from_directory(str(mixed / 'out'))
+  assert {name: info.num_examples for name, info in builder.info.splits.items()} == {'train': 3, 'test': 1}
+  train = {r['key'].decode(): r for r in tfds.as_numpy(builder.as_dataset(split='train'))}
+  a = train['a.wav']
+  assert a['logmel'].shape == (80, 101) == (80, a['num_frames']) and a['logmel'].dtype == np.float16
+  wave, _ = io.load(mixed / 'audio/a.wav', 16000)
+  np.testing.assert_array_equal(a['logmel'], LogMel().numpy(wave).astype(np.float16))
+  assert a['captions'].tolist() == [b'a dog barks', b'barking'] and a['labels'].tolist() == [b'dog']
+  assert a['caption_embeddings'].shape == (2, 384) and a['caption_embeddings'].dtype == np.float16
+  assert train['sub/b.flac']['captions'].tolist() == [b'The sound of rain, wind, and sea.']
+  assert train['sub/b.flac']['labels'].tolist() == [b'rain', b'wind', b'sea']
+  assert train['long.wav']['logmel'].shape == (80, 201)
+  (test,) = tfds.as_numpy(builder.as_dataset(split='test'))
+  assert test['captions'].tolist() == [b'The sound of flute and pipe.']
+
+
+def test_embeddings_are_those_of_the_text_encoder(mixed):
+  from m2d_clap_jax.text import TextEncoder
+  folder = Folder(mixed / 'out')
+  split = folder.split('train')
+  clip = next(c for c in map(split.clip, range(3)) if c.key == 'a.wav')
+  encoder = TextEncoder('minilm')
+  np.testing.assert_allclose(clip.caption_embeddings, encoder(clip.captions), atol=1e-3)
+  assert folder.meta['text_encoder'] == {'name': 'minilm', 'hash': encoder.weights_hash, 'width': 384}
+
+
+def test_counts_add_up_and_rejections_are_listed(mixed):
+  meta = json.loads((mixed / 'out/prepare.json').read_text())
+  train, test = meta['splits']['train'], meta['splits']['test']
+  assert (train['rows'], train['files'], train['clips'], train['rejected'], train['rejected_rows']) == (7, 5, 3, 2, 2)
+  assert (test['rows'], test['files'], test['clips'], test['rejected'], test['rejected_rows']) == (2, 2, 1, 1, 1)
+  assert (train['captions'], train['truncated']) == (4, 1)
+  rows = list(csv.reader((mixed / 'out/rejected.csv').read_text().splitlines()))
+  assert rows == [['file', 'reason', 'split', 'rows'], ['long.wav', 'no caption and no label', 'test', '1'],
+                  ['../out.wav', 'path is outside the audio root', 'train', '1'],
+                  ['gone.wav', 'no such file', 'train', '1']]
+
+
+def test_mean_and_std_are_those_of_the_stored_train_clips(mixed):
+  folder = Folder(mixed / 'out')
+  split = folder.split('train')
+  values = np.concatenate([split.clip(i).logmel.ravel() for i in range(3)]).astype(np.float64)
+  np.testing.assert_allclose([folder.meta['mean'], folder.meta['std']], [values.mean(), values.std()], rtol=1e-10)
+
+
+BAD = {
+    'missing.wav': None, 'empty.wav': b'', 'text.wav': b'this is not audio at all', 'corrupt.flac': 'corrupt',
+    'cut.wav': 'cut', 'cut.flac': 'cut', 'cut.opus': 'cut', 'zero.wav': np.zeros(0), 'nan.wav': np.full(1600, np.nan),
+}
+GOOD = {  # name: (wave, rate, format's subtype, frames expected)
+    'silent.wav': (np.zeros(16000), 16000, None, 101),
+    '8bit.wav': (noise(0.5), 16000, 'PCM_U8', 51),
+    'surround.wav': (noise(0.5, 48000, channels=6), 48000, None, 51),
+    'short.wav': (noise(0.001), 16000, None, 1),
+    'hour.flac': (np.concatenate([noise(5, 8000), np.zeros(3595 * 8000)]).astype(np.float32), 8000, 'PCM_16', 3001),
+}
+
+
+def test_bad_audio_is_rejected_and_odd_audio_is_kept(tmp_path):
+  for name, what in BAD.items():
+    path = tmp_path / name
+    if isinstance(what, bytes):
+      path.write_bytes(what)
+    elif isinstance(what, np.ndarray):
+      soundfile.write(path, what, 16000, subtype='FLOAT')
+    elif what:
+      soundfile.write(path, noise(3, 48000), 48000, format='OGG' if path.suffix == '.opus' else None,
+                      subtype='OPUS' if path.suffix == '.opus' else None)
+      data = path.read_bytes()
+      middle = len(data) // 2
+      path.write_bytes(data[:middle] + (os.urandom(middle) if what == 'corrupt' else b''))
+  for name, (wave, rate, subtype, _) in GOOD.items():
+    soundfile.write(tmp_path / name, wave, rate, subtype=subtype)
+  os.mkfifo(tmp_path / 'pipe.wav')
+  names = [*BAD, *GOOD, 'pipe.wav']
+  write_manifest(tmp_path / 'm.csv', [(name, 'sound') for name in names], ('file_name', 'caption'))
+  meta = prepare.prepare(tmp_path / 'm.csv', tmp_path, tmp_path / 'out', text_encoder=None, workers=2)
+  split = Folder(tmp_path / 'out').split('train')
+  clips = {clip.key: clip for clip in map(split.clip, range(split.num_clips))}
+  assert {key: c.logmel.shape[1] for key, c in clips.items()} == {name: frames for name, (*_, frames) in GOOD.items()}
+  np.testing.assert_allclose(clips['silent.wav'].logmel, -15.94, atol=0.01)
+  counts = meta['splits']['train']
+  assert (counts['clips'], counts['rejected'], counts['truncated'], counts['files']) == (5, 10, 1, 15)
+  reasons = {row['file']: row['reason'] for row in csv.DictReader(open(tmp_path / 'out/rejected.csv'))}
+  assert set(reasons) == set(names) - set(GOOD) and all(reasons.values())
+  assert not any(str(tmp_path) in reason for reason in reasons.values())
+
+
+def test_the_result_depends_neither_on_workers_nor_on_row_order(tmp_path):
+  manifest = corpus(tmp_path / 'a', 12)
+  prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'one', text_encoder=FakeEncoder(), workers=1, num_shards=3)
+  lines = manifest.read_text().splitlines()
+  pairs = [line for i in reversed(range(12)) for line in lines[1 + 2 * i:3 + 2 * i]]
+  manifest.write_text('\n'.join([lines[0], *pairs]))
+  encoder = FakeEncoder()
+  prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'two', text_encoder=encoder, workers=2, num_shards=3)
+  assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
+  assert sorted(text for call in encoder.calls for text in call) == sorted(
+      {f'sound number {i}' for i in range(12)} | {f'kind {i}' for i in range(5)})
+
+
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
+  manifest = corpus(tmp_path / 'a', 120)
+  code = ('from m2d_clap_jax.data.prepare import prepare; from tests.prepare_helpers import FakeEncoder; import sys; '
+          'prepare(*sys.argv[1:], text_encoder=FakeEncoder(), num_shards=20, workers=1)')
+  out = tmp_path / 'killed'
+  process = subprocess.Popen([sys.executable, '-c', code, str(manifest), str(tmp_path / 'a'), str(out)])
+  while process.poll() is None and len(list(out.glob('*.tfrecord.json'))) < 2:
+    time.sleep(0.001)
+  process.kill()
+  process.wait()
+  kept = {path.name: path.stat().st_mtime_ns for path in out.glob('train*') if (out / f'{path.name}.json').exists()}
+  assert 2 <= len(kept) < 20 and not (out / 'prepare.json').exists()
+  with pytest.raises(UserError, match='not finished'):
+    Folder(out)
+  settings = dict(num_shards=20, workers=1)
+  prepare.prepare(manifest, tmp_path / 'a', out, text_encoder=FakeEncoder(), **settings)
+  prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'whole', text_encoder=FakeEncoder(), **settings)
+  assert contents(out) == contents(tmp_path / 'whole')
+  assert all((out / name).stat().st_mtime_ns == then for name, then in kept.items())
+  assert not list(out.glob('.captions*'))
+
+
+def test_other_settings_for_the_same_folder_are_refused_by_name(tmp_path):
+  audio, out = tmp_path / 'a', tmp_path / 'out'
+  manifest = corpus(audio, 6)
+  good = dict(text_encoder=FakeEncoder(), workers=1, num_shards=2)
+  prepare.prepare(manifest, audio, out, **good)
+  before = contents(out)
+  for change, told in [(dict(sample_rate=32000), 'sample_rate=16000, not 32000'),
+                       (dict(max_seconds=5), 'max_seconds=30.0, not 5'),
+                       (dict(embedding_dtype='float32'), 'embedding_dtype=float16, not float32'),
+                       (dict(num_shards=3), 'num_shards=2, not 3'),
+                       (dict(text_encoder=None), 'text_encoder=fake, not none'),
+                       (dict(text_encoder=FakeEncoder('0')), 'text_encoder=fake, not these weights')]:
+    with pytest.raises(UserError, match=told) as e:
+      prepare.prepare(manifest, audio, out, **{**good, **change})
+    assert str(out) in str(e.value) and 'choose another --out' in str(e.value)
+  text = manifest.read_text()
+  manifest.write_text(text.replace('number 3', 'number three'))
+  with pytest.raises(UserError, match='another manifest'):
+    prepare.prepare(manifest, audio, out, **good)
+  manifest.write_text(text)
+  (out / 'train-00001-of-00002.tfrecord').write_bytes(b'cut')
+  prepare.prepare(manifest, audio, out, **good)
+  assert contents(out) == before
+
+
+def test_splits_can_be_prepared_one_after_the_other(tmp_path):
+  audio = tmp_path / 'a'
+  corpus(audio, 6)
+  manifest = write_manifest(audio / 's.csv', [(f'{i}.wav', 'x', 'c', 'test' if i > 3 else 'train') for i in range(6)])
+  common = dict(text_encoder=None, workers=1)
+  prepare.prepare(manifest, audio, tmp_path / 'both', **common)
+  meta = prepare.prepare(manifest, audio, tmp_path / 'two', split='test', **common)
+  assert list(meta['splits']) == ['test']
+  prepare.prepare(manifest, audio, tmp_path / 'two', split='train', **common)
+  assert contents(tmp_path / 'both') == contents(tmp_path / 'two')
+  with pytest.raises(UserError, match="no split 'valid', only test, train"):
+    prepare.prepare(manifest, audio, tmp_path / 'three', split='valid', **common)
+
+
+def test_when_everything_is_rejected_the_most_frequent_reason_is_told(tmp_path):
+  for i in range(3):
+    (tmp_path / f'{i}.wav').write_bytes(b'nonsense')
+  (tmp_path / '3.wav').write_bytes(b'')
+  manifest = write_manifest(tmp_path / 'm.csv', [(f'{i}.wav', 'x') for i in range(4)], ('file_name', 'caption'))
+  with pytest.raises(UserError, match=r'every file .* most often \(3 of 4\) .*\.wav: .*not readable'):
+    prepare.prepare(manifest, tmp_path, tmp_path / 'out', text_encoder=None, workers=1)
+  for i in range(4):  # mended, the same command works
+    soundfile.write(tmp_path / f'{i}.wav', noise(0.1), 16000)
+  meta = prepare.prepare(manifest, tmp_path, tmp_path / 'out', text_encoder=None, workers=1)
+  assert meta['splits']['train']['clips'] == 4
+
+
+def test_a_wrong_root_is_told_at_once(tmp_path):
+  manifest = corpus(tmp_path / 'a', 2)
+  with pytest.raises(UserError, match='no such folder: check --audio_root'):
+    prepare.prepare(manifest, tmp_path / 'b', tmp_path / 'out', text_encoder=None)
+  with pytest.raises(UserError, match='holds none of the files .* 0.wav: check --audio_root'):
+    prepare.prepare(manifest, tmp_path, tmp_path / 'out', text_encoder=None)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_full_disk_is_one_line_and_finished_shards_stay(tmp_path):
+  audio, out = tmp_path / 'a', tmp_path / 'out'
+  manifest = corpus(audio, 8)
+  out.mkdir()
+  full = out / '.train-00001-of-00002.tmp'
+  full.symlink_to('/dev/full')  # every write to it fails as on a full disk
+  with pytest.raises(UserError, match=r'train-00001-of-00002.tfrecord: cannot be written \(.*make room') as e:
+    prepare.prepare(manifest, audio, out, text_encoder=None, workers=1, num_shards=2)
+  assert '\n' not in str(e.value) and not full.exists()
+  first = (out / 'train-00000-of-00002.tfrecord').stat().st_mtime_ns
+  assert not (out / 'train-00001-of-00002.tfrecord').exists()
+  meta = prepare.prepare(manifest, audio, out, text_encoder=None, workers=1, num_shards=2)
+  assert meta['splits']['train']['clips'] == 8
+  assert (out / 'train-00000-of-00002.tfrecord').stat().st_mtime_ns == first
+
+
+def test_the_command_tells_mistakes_in_one_line(tmp_path, capsys):
+  manifest = corpus(tmp_path / 'a', 2)
+  (tmp_path / 'file').write_text('')
+  common = ['prepare', '--text_encoder=none', f'--manifest={manifest}']
+  for arguments, told in [(['--out=' + str(tmp_path / 'file')], 'cannot be written'),
+                          (['--out=' + str(tmp_path / 'file/sub')], 'cannot be written'),
+                          (['--out=' + str(tmp_path / 'out'), '--workers=0'], '--workers=0'),
+                          (['--out=' + str(tmp_path / 'out'), '--max_seconds=nan'], '--max_seconds=nan'),
+                          (['--out=' + str(tmp_path / 'out'), '--sample_rate=8000'], '16000 and 32000'),
+                          (['--out=' + str(tmp_path / 'out'), '--caption_embeddings=x'], 'belongs to --logmels')]:
+    assert cli.main(common + arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count('\n') == 1, error
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+  manifest = corpus(tmp_path / 'a', 2)
+  with prepare._folder(tmp_path / 'out'):
+    with pytest.raises(UserError, match='another preparation'):
+      prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'out', text_encoder=None)

@@ -1,0 +1,119 @@
+"""Reading records back: any order, from threads, and damage told with the shard's name."""
+import concurrent.futures
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from m2d_clap_jax.data import prepare, records, schema
+from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.errors import UserError
+from tests.prepare_helpers import FakeEncoder, corpus
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp('records')
+  prepare.prepare(corpus(root / 'a', 20), root / 'a', root / 'out', text_encoder=FakeEncoder(), workers=2, num_shards=3,
+                  embedding_dtype='float32')
+  return root / 'out'
+
+
+def test_a_clip_survives_the_round_trip():
+  meta = {'schema': 1, 'logmel': {'n_mels': 80}, 'text_encoder': {'width': 4}, 'embedding_dtype': 'float32'}
+  rng = np.random.default_rng(0)
+  clip = schema.Clip('ä/b.wav', rng.standard_normal((80, 7)).astype(np.float16), ['één', 'two'],
+                     rng.standard_normal((2, 4)).astype(np.float32), ['l'])
+  back = schema.decode(schema.encode(clip), meta)
+  assert (back.key, back.captions, back.labels) == (clip.key, clip.captions, clip.labels)
+  np.testing.assert_array_equal(back.logmel, clip.logmel)
+  np.testing.assert_array_equal(back.caption_embeddings, clip.caption_embeddings)
+
+
+def test_records_come_in_the_order_asked_for_and_equal_those_of_tensorflow(folder):
+  import tensorflow as tf
+  split = Folder(folder).split('train')
+  expected = [record.numpy() for record in tf.data.TFRecordDataset(split.files)]
+  assert split.num_clips == len(expected) == 20 and len(split.files) == 3
+  ids = np.random.default_rng(0).integers(0, 20, 100)
+  assert split.read(ids) == [expected[i] for i in ids]
+  assert split.read([]) == []
+  for bad in (-1, 20):
+    with pytest.raises(IndexError):
+      split.read([bad])
+
+
+def test_tensorflow_parses_what_the_schema_says(folder):
+  import tensorflow as tf
+  f = Folder(folder)
+  batch = tf.io.parse_example(f.split('train').read(range(5)), schema.tf_features(f.meta))
+  logmel = tf.reshape(tf.io.decode_raw(batch['logmel'], tf.float16), [5, 80, -1])
+  embeddings = tf.reshape(tf.io.decode_raw(batch['caption_embeddings'], tf.float32), [5, 2, 8])
+  for i in range(5):
+    clip = f.split('train').clip(i)
+    np.testing.assert_array_equal(logmel[i], clip.logmel)
+    np.testing.assert_array_equal(embeddings[i], clip.caption_embeddings)
+    assert [text.decode() for text in batch['captions'][i].numpy()] == clip.captions
+
+
+def test_threads_share_a_split_with_fewer_open_files_than_shards(folder, monkeypatch):
+  monkeypatch.setattr(records, '_OPEN_FILES', 1)
+  split = pickle.loads(pickle.dumps(Folder(folder).split('train')))
+  expected = split.read(range(20))
+  orders = [np.random.default_rng(seed).permutation(20) for seed in range(40)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for order, found in zip(orders, pool.map(split.read, orders)):
+      assert found == [expected[i] for i in order]
+
+
+def test_a_shard_whose_files_were_all_rejected_is_an_empty_shard(tmp_path):
+  import tensorflow_datasets as tfds
+  manifest = corpus(tmp_path / 'a', 4)
+  for i in (0, 2):
+    (tmp_path / f'a/{i}.wav').write_bytes(b'')
+  prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'out', text_encoder=FakeEncoder(), workers=1, num_shards=4)
+  split = Folder(tmp_path / 'out').split('train')
+  assert sorted(split.clip(i).key for i in range(split.num_clips)) == ['1.wav', '3.wav']
+  dataset = tfds.builder_from_directory(str(tmp_path / 'out')).as_dataset(split='train')
+  assert sorted(record['key'].numpy() for record in dataset) == [b'1.wav', b'3.wav']
+
+
+def test_missing_and_truncated_shards_are_named(folder, tmp_path):
+  out = tmp_path / 'out'
+  shutil.copytree(folder, out)
+  shard = out / 'train-00001-of-00003.tfrecord'
+  data = shard.read_bytes()
+  split = Folder(out).split('train')
+  shard.write_bytes(data[:-1])
+  for attempt in (lambda: Folder(out).split('train'), lambda: split.read(range(20))):
+    with pytest.raises(UserError, match='train-00001-of-00003.tfrecord: shard has .* cut off'):
+      attempt()
+  shard.unlink()
+  with pytest.raises(UserError, match='train-00001-of-00003.tfrecord: shard cannot be read'):
+    Folder(out).split('train')
+  shard.write_bytes(bytes(len(data)))  # the right length, nothing in it
+  with pytest.raises(UserError, match='train-00001-of-00003.tfrecord: damaged at byte 0'):
+    Folder(out).split('train').read(range(20))
+
+
+def test_a_damaged_record_is_named_by_shard_and_number(folder, tmp_path):
+  out = tmp_path / 'out'
+  shutil.copytree(folder, out)
+  split = Folder(out).split('train')
+  shard, offset, length = (int(part[0]) for part in split.locate([9]))
+  with open(split.files[shard], 'r+b') as f:
+    f.seek(offset)
+    f.write(b'\xff' * length)
+  with pytest.raises(UserError, match=rf'{split.files[shard]} record {9 - int(split._starts[shard])}: damaged'):
+    Folder(out).split('train').clip(9)
+
+
+def test_folders_that_are_none_are_told(folder, tmp_path):
+  with pytest.raises(UserError, match='not a prepared data folder'):
+    Folder(tmp_path)
+  with pytest.raises(UserError, match="no split 'valid', only train"):
+    Folder(folder).split('valid')
+  (tmp_path / 'prepare.json').write_text('{"schema": 99}')
+  with pytest.raises(UserError, match='schema 99'):
+    Folder(tmp_path)
