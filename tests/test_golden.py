@@ -85,7 +85,8 @@ def test_every_gradient_norm_equals_the_reference(variant):
 def test_predictions_equal_the_reference(variant):
   model, params, _, golden = tiny(variant)
   mask = random_mask(jnp.asarray(golden['noise']), int(golden['len_keep']))
-  prediction = model.apply({'params': params}, golden['lms'][:, 0], mask, method='online').prediction
+  online = jax.jit(functools.partial(model.apply, method='online'))
+  prediction = online({'params': params}, golden['lms'][:, 0], mask).prediction
   expected = golden['pred']
   if expected.shape[1] == model.num_patches:  # MSM-MAE's reference has the visible places, too
     expected = np.take_along_axis(expected, np.asarray(mask.masked)[:, :, None], axis=1)
@@ -135,7 +136,9 @@ def test_six_training_steps_equal_the_reference():
       if kind == 'param':
         close(to_torch_layout(path, value, t[key].shape), t[key], 1e-4)
       else:
-        np.testing.assert_allclose(np.linalg.norm(value), t[key], rtol=1e-4, atol=1e-6, err_msg=name)
+        # Adam makes full steps of the rounding noise that key biases have for a gradient (softmax ignores them).
+        tolerance = 1e-3 if name.endswith('qkv.bias') else 1e-4
+        np.testing.assert_allclose(np.linalg.norm(value), t[key], rtol=tolerance, atol=1e-6, err_msg=name)
 
 
 def test_base_losses_and_predictions_equal_the_reference():
@@ -149,6 +152,7 @@ def test_base_losses_and_predictions_equal_the_reference():
   _, metrics = jax.jit(functools.partial(pretrain_loss, model=model))(params, target, batch, mask)
   for name in ('loss', 'loss_m2d', 'loss_clap'):
     np.testing.assert_allclose(metrics[name], golden[name], rtol=1e-5)
-  prediction = model.apply({'params': params}, batch['logmel'], mask, method='online').prediction
+  online = jax.jit(functools.partial(model.apply, method='online'))
+  prediction = online({'params': params}, batch['logmel'], mask).prediction
   head = golden['pred_head']
   close(prediction[:head.shape[0], :head.shape[1], :head.shape[2]], head, 1e-4)

@@ -1,7 +1,8 @@
 """A pool of worker processes that survives the death of its workers, and knows which file killed them.
 
 Not `concurrent.futures.ProcessPoolExecutor`: that breaks as a whole when one process dies, does not say over which
-file, and starts its processes by importing the caller's main script again (with jax, and without end where it has no guard).
+file, and starts its processes by importing the caller's main script again (jax and all, and without end where it has no
+guard).
 """
 import collections
 import concurrent.futures

@@ -1,7 +1,7 @@
 """Writing shards: which row belongs to which, one shard with its sidecar, and the folder's metadata.
 
-A shard is `{split}-00000-of-00007.tfrecord`; its sidecar, the same name with `.json` added, is written last and marks it
-finished. Sidecars carry the settings and the counts, so shards do not depend on each other or on any shared file.
+A shard is `{split}-00000-of-00007.tfrecord`; its sidecar, the same name with `.json` added, is written last and marks
+it finished. Sidecars carry the settings and the counts, so shards do not depend on each other or on any shared file.
 """
 import collections
 import contextlib

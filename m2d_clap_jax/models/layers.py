@@ -6,18 +6,30 @@ Parameters are float32; `dtype` is the type that matrix products run in. Norms a
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Dtype = jnp.dtype | type | str
-LN_EPSILON = 1e-6
 
 
-def dense(features: int, dtype: Dtype, name: str | None = None) -> nn.Dense:
-  """Linear layer, Xavier-uniform weights and zero bias."""
-  return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+class Linear(nn.Dense):
+  """Linear layer over the last axis, Xavier-uniform weights and zero bias.
+
+  Tokens of all samples are multiplied as one matrix [B * L, D]: on a CPU, XLA then needs no transposed copies in the
+  backward pass and takes less than half the time. On accelerators it makes no difference.
+  """
+  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
-def layer_norm(dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
-  return nn.LayerNorm(epsilon=LN_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.LayerNorm):
+  """Layer norm over the last axis, statistics in float32; flattened for the same reason as `Linear`."""
+  epsilon: float = 1e-6
+  use_fast_variance: bool = False
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
@@ -36,10 +48,17 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, l, d = x.shape
-    qkv = dense(3 * d, self.dtype, name='qkv')(x).reshape(b, l, 3, self.heads, d // self.heads)
-    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # B L H K
-    out = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
-    return dense(d, self.dtype, name='proj')(out.reshape(b, l, d))
+    qkv = Linear(3 * d, dtype=self.dtype, name='qkv')(x)
+    query, key, value = (part.reshape(b, l, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+    scores = jnp.einsum('bihk,bjhk->bhij', query * (d // self.heads) ** -0.5, key, preferred_element_type=jnp.float32)
+    weights = nn.softmax(scores).astype(value.dtype)
+    out = jnp.einsum('bhij,bjhk->bihk', weights, value)
+    return Linear(d, dtype=self.dtype, name='proj')(out.reshape(b, l, d))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU, by erf: half the work on a CPU of the erfc that flax.linen.gelu uses, and as accurate here."""
+  return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 class Mlp(nn.Module):
@@ -50,9 +69,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d = x.shape[-1]
-    x = dense(int(d * self.ratio), self.dtype, name='fc1')(x)
-    x = nn.gelu(x, approximate=False)
-    return dense(d, self.dtype, name='fc2')(x)
+    x = Linear(int(d * self.ratio), dtype=self.dtype, name='fc1')(x)
+    x = gelu(x)
+    return Linear(d, dtype=self.dtype, name='fc2')(x)
 
 
 class Block(nn.Module):
@@ -63,8 +82,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = x + Attention(self.heads, self.dtype, name='attn')(layer_norm(self.dtype, name='norm1')(x))
-    return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(layer_norm(self.dtype, name='norm2')(x))
+    x = x + Attention(self.heads, self.dtype, name='attn')(LayerNorm(dtype=self.dtype, name='norm1')(x))
+    return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(LayerNorm(dtype=self.dtype, name='norm2')(x))
 
 
 class Transformer(nn.Module):
@@ -78,4 +97,4 @@ class Transformer(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(self.depth):
       x = Block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x)
-    return layer_norm(self.dtype, name='norm')(x)
+    return LayerNorm(dtype=self.dtype, name='norm')(x)

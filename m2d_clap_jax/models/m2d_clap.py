@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from m2d_clap_jax.models import masking
-from m2d_clap_jax.models.layers import Dtype, Transformer, dense, patchify
+from m2d_clap_jax.models.layers import Dtype, Linear, Transformer, patchify
 from m2d_clap_jax.models.posemb import sincos_2d
 
 # Encoders are the usual ViT sizes; base and large predict with 512 x 8 x 16 as published.
@@ -50,14 +50,14 @@ class Predictor(nn.Module):
   @nn.compact
   def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
     """z [B, 1 + V, D] encoded [CLS] and visible patches -> predictions [B, M, out_width] at the masked places."""
-    z = dense(self.width, self.dtype, name='embed')(z)
-    cls, visible = z[:, :1], z[:, 1:]
+    z = Linear(self.width, dtype=self.dtype, name='embed')(z)
+    cls, visible = jnp.split(z, [1], axis=1)
     token = self.param('mask_token', nn.initializers.normal(0.02), (1, 1, self.width))
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their places
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
     x = Transformer(self.depth, self.heads, dtype=self.dtype, name='transformer')(x)
-    return dense(self.out_width, self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
+    return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
 
 
 class AudioProjector(nn.Module):
@@ -67,8 +67,8 @@ class AudioProjector(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = nn.relu(dense(self.width, self.dtype, name='fc1')(x))
-    return dense(self.width, self.dtype, name='fc2')(x)
+    x = nn.relu(Linear(self.width, dtype=self.dtype, name='fc1')(x))
+    return Linear(self.width, dtype=self.dtype, name='fc2')(x)
 
 
 class M2DCLAP(nn.Module):
@@ -112,7 +112,7 @@ class M2DCLAP(nn.Module):
 
   def setup(self):
     pixels = self.patch_size[0] * self.patch_size[1]
-    self.patch_embed = dense(self.width, self.dtype)
+    self.patch_embed = Linear(self.width, dtype=self.dtype)
     self.cls_token = self.param('cls_token', nn.initializers.normal(0.02), (1, 1, self.width))
     self.encoder = self.transformer()
     self.predictor = Predictor(
@@ -121,7 +121,7 @@ class M2DCLAP(nn.Module):
     if self.text_width is not None:
       self.audio_proj = AudioProjector(self.width, self.dtype)
       if self.text_width != self.width:
-        self.text_proj = dense(self.width, self.dtype)
+        self.text_proj = Linear(self.width, dtype=self.dtype)
       self.logit_scale = self.param('logit_scale', nn.initializers.constant(LOGIT_SCALE_INIT), ())
 
   def embed(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,7 +154,7 @@ class M2DCLAP(nn.Module):
   def online(self, logmel: jax.Array, mask: masking.Mask) -> Online:
     """Runs the online encoder on the visible patches only, and the predictor. logmel [B, F, T] raw."""
     tokens, patches = self.embed(logmel)
-    cls, tokens = tokens[:, :1], tokens[:, 1:]
+    cls, tokens = jnp.split(tokens, [1], axis=1)
     z = self.encoder(jnp.concatenate([cls, masking.take(tokens, mask.visible)], axis=1))  # B 1+V D
     masked_tokens = jnp.concatenate([cls, masking.take(tokens, mask.masked)], axis=1)
     audio = None
