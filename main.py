@@ -3,6 +3,9 @@ import importlib
 import os
 import sys
 
+# TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -49,3 +52,6 @@ if __name__ == '__main__':
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
+    sys.exit(130)

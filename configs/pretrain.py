@@ -11,6 +11,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from m2d_clap_jax.data.demo import FAMILIES, INSTRUMENTS, TEMPLATES
 from m2d_clap_jax.models import SIZES
 
 
@@ -103,16 +104,15 @@ def small_2s():
 def demo():
   config = small_2s()
   config.data.update({'demo': True, 'folder': 'data/demo'})
-  config.steps = 1000
-  config.schedule.warmup_steps = 100
+  config.steps = 600
+  config.schedule.warmup_steps = 60
   config.save_every = 200
   config.statistics_every = 200
-  config.evals_every = 1000
+  config.evals_every = 600
   # The clips of the demo have two labels, an instrument and its family.
-  from m2d_clap_jax.data.demo import FAMILIES, INSTRUMENTS
   config.evals = ConfigDict({
-      'instrument': {'kind': 'zeroshot', 'classes': tuple(INSTRUMENTS)},
-      'family': {'kind': 'zeroshot', 'classes': tuple(FAMILIES)},
+      'instrument': {'kind': 'zeroshot', 'classes': tuple(INSTRUMENTS), 'template': TEMPLATES['instrument']},
+      'family': {'kind': 'zeroshot', 'classes': tuple(FAMILIES), 'template': TEMPLATES['family']},
   })
   return config
 

@@ -177,7 +177,7 @@ def test_a_new_mask_is_drawn_every_step_and_the_same_one_again_for_the_same_step
   assert (draw(5).sum(axis=1) == 21).all()
 
 
-RELEASED = [((80, 608), (16, 16)), ((80, 992), (16, 16)), ((80, 200), (16, 4)), ((80, 608), (80, 2))]
+RELEASED = [((80, 608), (16, 16)), ((80, 1001), (16, 16)), ((80, 200), (16, 4)), ((80, 608), (80, 2))]
 
 
 @pytest.mark.parametrize('size,input_size,patch_size',

@@ -33,11 +33,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
-  """Cuts [B, F, T] into patches [B, N, PF * PT]: frequency-major, the values of a patch row by row."""
-  b, f, t = x.shape
+  """Cuts [B, F, T] into patches [B, N, PF * PT]: frequency-major, the values of a patch row by row.
+
+  What is left over at the ends is dropped: 1001 frames give 62 patches of 16.
+  """
   pf, pt = patch
-  x = x.reshape(b, f // pf, pf, t // pt, pt).transpose(0, 1, 3, 2, 4)
-  return x.reshape(b, (f // pf) * (t // pt), pf * pt)
+  b, f, t = x.shape[0], x.shape[1] // pf, x.shape[2] // pt
+  x = x[:, :f * pf, :t * pt].reshape(b, f, pf, t, pt).transpose(0, 1, 3, 2, 4)
+  return x.reshape(b, f * t, pf * pt)
 
 
 class Attention(nn.Module):

@@ -75,7 +75,7 @@ class M2DCLAP(nn.Module):
   """The online network with its heads. `transformer()` is the target encoder, too.
 
   Attributes:
-    input_size: (mel bins, frames) of a training crop; patch_size divides it.
+    input_size: (mel bins, frames) of a training crop; cut into whole patches of patch_size.
     mask_ratio: share of the patches that is hidden from the online encoder.
     text_width: width C of the caption embeddings; None leaves the CLAP head out (M2D, MSM-MAE).
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
@@ -135,7 +135,7 @@ class M2DCLAP(nn.Module):
     return jnp.concatenate([cls.astype(tokens.dtype), tokens], axis=1), patches
 
   def encode(self, logmel: jax.Array) -> jax.Array:
-    """Raw log-mels [B, F, T], T a multiple of the patch length, unmasked -> patch embeddings [B, N, D], float32."""
+    """Raw log-mels [B, F, T], unmasked -> patch embeddings [B, N, D], float32."""
     tokens, _ = self.embed(logmel)
     return self.encoder(tokens)[:, 1:].astype(jnp.float32)
 

@@ -72,10 +72,11 @@ class Observer:
     if not self._log.active:
       return
     clip = self._split.clip(0)
-    mask = draw_mask(state.rng, state.step, 1, model=self._model)
-    plots.masked_clip(crop(clip.logmel, self._model.input_size[1], 0.0).astype(np.float32), np.asarray(as_bool(mask))[0],
-                      self._model.grid, self._model.patch_size, self._log.workdir / 'mask.png', title=clip.key,
-                      captions=clip.captions)
+    model = self._model
+    mask = draw_mask(state.rng, state.step, 1, model=model)
+    logmel = crop(clip.logmel, model.grid[1] * model.patch_size[1], 0.0).astype(np.float32)
+    plots.masked_clip(logmel, np.asarray(as_bool(mask))[0], model.grid, model.patch_size,
+                      self._log.workdir / 'mask.png', title=clip.key, captions=clip.captions)
 
 
 def _clip_features(params, logmel, *, model):

@@ -126,12 +126,15 @@ def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo:
 def make_model(options: dict, folder: Folder) -> M2DCLAP:
   """The model, standardising with the data's statistics unless told otherwise; checks that the two fit."""
   meta = folder.meta
-  options = {'norm_stats': (meta['mean'], meta['std']), **{k: v for k, v in options.items() if v is not None}}
-  model = bind(M2DCLAP, options, 'config.model')()
-  for axis, name in enumerate(('mel bins', 'frames')):
-    if model.input_size[axis] % model.patch_size[axis]:
-      raise UserError(f'config.model.input_size: {model.input_size[axis]} {name} are no multiple of the patch, '
-                      f'{model.patch_size[axis]}')
+  model = bind(M2DCLAP, options | {'norm_stats': options.get('norm_stats') or (meta['mean'], meta['std'])},
+               'config.model')()
+  for part in ('', 'predictor_'):
+    width, heads = getattr(model, f'{part}width'), getattr(model, f'{part}heads')
+    if width % heads or width % 4:
+      raise UserError(f'config.model.{part}width: {width} is no multiple of config.model.{part}heads, {heads}, and of 4')
+  for size, patch, name in zip(model.input_size, model.patch_size, ('mel bins', 'frames')):
+    if size < patch:
+      raise UserError(f'config.model.input_size: {size} {name} are less than one patch of {patch}')
   if meta['logmel']['n_mels'] != model.input_size[0]:
     raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
                     f'{model.input_size[0]}: prepare the data again or change the model')

@@ -1,0 +1,116 @@
+"""What the benchmarks share: timing in turns, peak memory, the table and its JSON."""
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+LOAD = os.getloadavg()[0]  # before the benchmark adds its own: figures of a busy machine are no figures
+
+
+@dataclasses.dataclass
+class Timing:
+  """Seconds of one call, for each time it was timed, and by how many MB the process grew at most during any of them."""
+  seconds: list[float]
+  grew_mb: float
+
+  @property
+  def best(self) -> float:
+    return min(self.seconds)
+
+  @property
+  def median(self) -> float:
+    return statistics.median(self.seconds)
+
+
+@dataclasses.dataclass
+class Row:
+  """One line of the table; with a ceiling also their ratio."""
+  figure: str
+  value: float
+  unit: str
+  ceiling: float | None = None
+  ceiling_is: str = ''
+
+  @property
+  def ratio(self) -> float | None:
+    return self.value / self.ceiling if self.ceiling else None
+
+
+def in_turns(functions: dict, rounds: int, warm_up: int = 1, pause: float = 0.0) -> dict[str, Timing]:
+  """Times functions one after the other, again and again: A B C A B C ..., so that a drifting machine hits all alike.
+
+  Args:
+    functions: {name: function without arguments}; it must return only when its work is done.
+    warm_up: calls of each before its first timed one.
+    pause: seconds of rest before each timed call, for thread pools of others to stop spinning.
+  """
+  seconds = {name: [] for name in functions}
+  grew = dict.fromkeys(functions, 0.0)
+  for round_ in range(-warm_up, rounds):
+    for name, function in functions.items():
+      time.sleep(pause)
+      before = start_peak()
+      start = time.perf_counter()
+      function()
+      elapsed = time.perf_counter() - start
+      grew[name] = max(grew[name], peak_mb() - before)
+      if round_ >= 0:
+        seconds[name].append(elapsed)
+  return {name: Timing(seconds[name], grew[name]) for name in functions}
+
+
+def start_peak() -> float:
+  """Starts a new measurement of the peak; returns the memory (MB) that the process holds now."""
+  try:
+    with open('/proc/self/clear_refs', 'w', encoding='ascii') as f:
+      f.write('5')
+  except OSError:
+    pass  # not Linux, or not allowed: the peak is then that of the whole life
+  return _status_mb('VmRSS')
+
+
+def peak_mb() -> float:
+  """The most memory (MB resident) that the process held since `start_peak`; 0 where the system does not tell."""
+  return _status_mb('VmHWM')
+
+
+def _status_mb(field: str) -> float:
+  try:
+    with open('/proc/self/status', encoding='ascii') as f:
+      return next(int(line.split()[1]) / 1024 for line in f if line.startswith(field))
+  except (OSError, StopIteration):
+    return 0.0
+
+
+def finish(name: str, settings: dict, rows: list[Row], timings: dict[str, Timing], out: str | None = None):
+  """Prints the table and, if `out` is given, writes everything as JSON there."""
+  machine = {'machine': platform.machine(), 'cores': CORES, 'load before': round(LOAD, 2)}
+  print(f'\n{name}: ' + ', '.join(f'{key} {value}' for key, value in {**settings, **machine}.items()))
+  print(table(rows))
+  if LOAD > 0.3 * CORES:
+    print(f'note: the machine was busy before this started (load {LOAD:.1f} on {CORES} cores): do not quote these figures')
+  if out:
+    data = {'benchmark': name, 'settings': settings, 'machine': machine, 'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+            'rows': [{**dataclasses.asdict(row), 'ratio': row.ratio} for row in rows],
+            'timings': {key: dataclasses.asdict(timing) for key, timing in timings.items()}}
+    with open(out, 'w', encoding='utf-8') as f:
+      json.dump(data, f, indent=2, default=str)
+      f.write('\n')
+
+
+def table(rows: list[Row]) -> str:
+  lines = [('figure', 'value', 'unit', 'ceiling', 'ratio', '')]
+  for row in rows:
+    with_ceiling = (_number(row.ceiling), f'{row.ratio:.2f}', row.ceiling_is) if row.ceiling else ('', '', '')
+    lines.append((row.figure, _number(row.value), row.unit, *with_ceiling))
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  right = (1, 3, 4)
+  return '\n'.join('  '.join(cell.rjust(width) if i in right else cell.ljust(width)
+                             for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+
+
+def _number(x: float) -> str:
+  return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.4g}'

@@ -1,0 +1,187 @@
+"""The pre-training step beside the matrix-product rate of the same machine, and optionally beside PyTorch's step.
+
+  python -m benchmarks.train_step --size base --batch 8 --steps 5
+  python -m benchmarks.train_step --size base --batch 256 --steps 50 --dtype bfloat16     # an accelerator
+  python -m benchmarks.train_step --size small_2s --batch 64 --torch
+
+The step is the real one, mask, clipping, AdamW and EMA included, on random data that is on the device already. Needs
+jax, flax, optax and numpy alone (and torch for --torch).
+"""
+import argparse
+import ast
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.report import Row, finish, in_turns
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP, SIZES
+from m2d_clap_jax.models.masking import num_visible
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.train.optim import make_optimizer
+from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.state import create_state
+from m2d_clap_jax.train.step import pretrain_step
+
+# As configs/pretrain.py has them, which needs ml_collections; a test compares the two.
+PRESETS = {**SIZES, 'small_2s': dict(width=192, depth=6, heads=3, predictor_width=128, predictor_depth=2,
+                                     predictor_heads=4, input_size=(80, 208), text_width=384)}
+VARIANTS = {
+    'clap': {},
+    'm2d': dict(text_width=None),
+    'msm_mae': dict(text_width=None, predict='pixels', mask_ratio=0.75, predictor_width=384, predictor_depth=4,
+                    predictor_heads=6)}
+BURST = 10  # calls that an accelerator is given at once, as in training; a CPU gets one
+
+
+def block_flops(tokens: int, width: int, mlp_ratio: int = 4) -> float:
+  """Forward FLOP of one transformer block: qkv, projection and MLP, and the two products of attention."""
+  return 2 * tokens * width * width * (4 + 2 * mlp_ratio) + 4 * tokens * tokens * width
+
+
+def sample_flops(model: M2DCLAP) -> dict[str, float]:
+  """FLOP of one sample by the method's own arithmetic, matrix products only: forward parts and a whole step.
+
+  What is trained counts three times (forward, gradients of inputs and of weights), the target encoder once.
+  Recomputation, optimizer and EMA are not part of it, nor the B x B logits, which depend on the batch.
+  """
+  patches, pixels = model.num_patches, model.patch_size[0] * model.patch_size[1]
+  visible = num_visible(patches, model.mask_ratio)
+  width, narrow = model.width, model.predictor_width
+  out_width = pixels if model.predict == 'pixels' else width
+  encoder = model.depth * block_flops(1 + visible, width)
+  target = 0 if model.predict == 'pixels' else model.depth * block_flops(1 + patches - visible, width)
+  predictor = (model.predictor_depth * block_flops(1 + patches, narrow) + 2 * (1 + visible) * width * narrow
+               + 2 * (patches - visible) * narrow * out_width)
+  other = 2 * patches * pixels * width
+  if model.text_width is not None:
+    other += 4 * width * width + (0 if model.text_width == width else 2 * model.text_width * width)
+  return {'encoder': encoder, 'target': target, 'predictor': predictor,
+          'step': 3 * (encoder + predictor + other) + target}
+
+
+def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
+  """Random log-mels and caption embeddings, float16 as the loader gives them."""
+  rng = np.random.default_rng(0)
+  mean, std = model.norm_stats
+  batch = {'logmel': mean + std * rng.standard_normal((batch_size, *model.input_size), np.float32)}
+  if model.text_width is not None:
+    batch['text'] = rng.standard_normal((batch_size, model.text_width), np.float32)
+  return jax.tree.map(lambda x: jax.device_put(x.astype(np.float16)), batch)
+
+
+class JaxStep:
+  """`pretrain_step` compiled as the driver compiles it, with its state; calling it does `burst` updates."""
+
+  def __init__(self, model: M2DCLAP, batch: dict, burst: int):
+    tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
+    create = functools.partial(create_state, 0, model=model, tx=tx)
+    self.state, self.batch, self.burst = jax.jit(create)(), batch, burst
+    jax.block_until_ready(self.state)
+    update = jax.jit(functools.partial(pretrain_step, model=model, tx=tx, ema_schedule=linear_ramp(0.9999, 1.0, 10000)),
+                     donate_argnums=0)
+    start = time.perf_counter()
+    self.compiled = update.lower(self.state, batch).compile()
+    self.compile_seconds = time.perf_counter() - start
+
+  def __call__(self):
+    for _ in range(self.burst):
+      self.state, metrics = self.compiled(self.state, self.batch)
+    self.loss = float(metrics['loss'])  # waits for the last update
+
+
+def matrix_products(dtype, sizes, burst: int) -> dict:
+  """{size: function that does `burst` square products of that size}, for the machine's matrix rate."""
+  def multiply(x):
+    jax.block_until_ready([product(x, x) for _ in range(burst)])
+  product = jax.jit(jnp.matmul)
+  return {n: functools.partial(multiply, jax.random.normal(jax.random.key(n), (n, n), dtype)) for n in sizes}
+
+
+def main(argv=None):
+  args = parse(argv)
+  device = jax.devices()[0]
+  model = args.model
+  burst = 1 if device.platform == 'cpu' else BURST
+  batch = make_batch(model, args.batch)
+  step = JaxStep(model, batch, burst)
+  products = matrix_products(args.dtype, args.matmul, burst)
+  functions = {'step': step, **products}
+  if args.torch:
+    from benchmarks.torch_step import TorchStep
+    functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
+    # Threads of one library still spin for a moment when the other's turn comes.
+    timings = in_turns(functions, args.steps, warm_up=2, pause=0.3)
+  else:
+    timings = in_turns(functions, args.steps, warm_up=2)
+  if not np.isfinite(step.loss):
+    raise UserError(f'the loss became {step.loss}: these figures would be of no use')
+  settings = {'size': args.size, 'variant': args.variant, 'input': model.input_size, 'batch': args.batch,
+              'dtype': args.dtype, 'device': device.device_kind, 'jax': jax.__version__,
+              'compilation cache': jax.config.jax_compilation_cache_dir or 'none'}
+  finish('train_step', settings, make_rows(args, step, timings, products, burst, device),
+         {str(name): timing for name, timing in timings.items()}, args.out)
+
+
+def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> list[Row]:
+  flops = {name: f / 1e9 for name, f in sample_flops(args.model).items()}  # GFLOP
+  best = timings['step'].best / burst
+  rates = {n: 2e-9 * n ** 3 * burst / timings[n].best for n in products}
+  size = max(rates, key=rates.get)
+  ceiling = rates[size], f'{args.dtype} product of {size} x {size}, GFLOP/s'
+  memory = step.compiled.memory_analysis()
+  total = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+           + memory.temp_size_in_bytes)  # the donated state is argument and output at once
+  cost = step.compiled.cost_analysis().get('flops', 0) / 1e9
+  rows = [
+      Row('compile', step.compile_seconds, 's'),
+      Row('step, best', 1e3 * best, 'ms'),
+      Row('step, median', 1e3 * timings['step'].median / burst, 'ms'),
+      Row('samples', args.batch / best, '1/s', ceiling[0] / flops['step'], 'at the matrix rate'),
+      Row("rate by the method's arithmetic", flops['step'] * args.batch / best, 'GFLOP/s', *ceiling),
+      Row("rate by XLA's cost analysis", cost / best, 'GFLOP/s', *ceiling),
+      Row('arithmetic of a sample', flops['step'], 'GFLOP'),
+      Row('state and batch', memory.argument_size_in_bytes / 2 ** 20, 'MB'),
+      Row('temporary memory of a step', memory.temp_size_in_bytes / 2 ** 20, 'MB'),
+      Row('all of it, by the compiler', total / 2 ** 20, 'MB')]
+  peak = (device.memory_stats() or {}).get('peak_bytes_in_use')
+  if peak:
+    rows.append(Row('peak memory of the device', peak / 2 ** 20, 'MB'))
+  if args.torch:
+    other = timings['torch'].best / burst
+    rows.append(Row(f'PyTorch step ({args.torch}), best', 1e3 * other, 'ms'))
+    rows.append(Row('samples', args.batch / best, '1/s', args.batch / other, 'PyTorch in the same run'))
+  return rows
+
+
+def parse(argv):
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.train_step', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--size', choices=PRESETS, default='base')
+  parser.add_argument('--variant', choices=VARIANTS, default='clap')
+  parser.add_argument('--model', nargs='*', default=[], metavar='FIELD=VALUE', help='e.g. depth=4 input_size=80,1008')
+  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--steps', type=int, default=5, help=f'timed turns: one step each on a CPU, {BURST} elsewhere')
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
+  parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
+                      help='also time an equivalent PyTorch step, in turns with this one')
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  if not args.matmul:
+    args.matmul = [512, 1024, 2048] if jax.default_backend() == 'cpu' else [4096, 8192, 16384]
+  fields = {**PRESETS[args.size], **VARIANTS[args.variant], 'dtype': args.dtype}
+  try:
+    fields |= {key: ast.literal_eval(value) if value[:1].isdigit() else value
+               for key, value in (field.split('=', 1) for field in args.model)}
+    args.model = bind(M2DCLAP, fields, '--model')()
+  except (UserError, ValueError) as error:
+    parser.error(str(error))
+  return args
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: goes to the repository's root and defines set_up.
+
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
+
+# set_up [EXTRA]: makes the virtual environment .venv where there is none, and installs what the requirements name, with
+# an extra of setup.cfg if one is given. Does nothing when that was done already, so that no network is needed then.
+# PYTHON chooses the interpreter of a new environment (python3 by default).
+set_up() {
+  local extra=${1:-} base=${PYTHON:-python3} quiet=-q
+  if ! .venv/bin/python -V >/dev/null 2>&1; then
+    if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      echo "error: $base is not Python 3.11 or newer: name one that is, as in PYTHON=python3.11 bash $0" >&2
+      exit 2
+    fi
+    "$base" -m venv --clear .venv
+  fi
+  if _described | cmp -s - ".venv/.installed$extra"; then
+    return
+  fi
+  echo 'Installing into .venv (about 4 GB on disk); the first time this takes minutes.' >&2
+  if [ -t 1 ]; then
+    quiet=
+  fi
+  .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip  # its making was broken off
+  rm -f .venv/.installed*  # an installation that is broken off must not pass for a finished one
+  _pip install $quiet -r requirements.txt
+  if [ -n "$extra" ]; then
+    _pip install $quiet -c requirements.txt -e ".[$extra]"
+    _pip install $quiet --no-deps -r requirements-demo.txt
+    _described > ".venv/.installed$extra"
+  else
+    _pip install $quiet --no-deps -e .
+    _pip install $quiet --no-deps -r requirements-demo.txt
+  fi
+  _described > .venv/.installed
+}
+
+_pip() {
+  .venv/bin/python -m pip --disable-pip-version-check "$@"
+}
+
+# All that an installation depends on.
+_described() {
+  echo "$PWD"
+  .venv/bin/python -V
+  cat requirements.txt requirements-demo.txt setup.cfg pyproject.toml
+}

@@ -1,0 +1,244 @@
+"""The whole training run: files in, checkpoints, logs and figures out; killed, continued, and misused."""
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from m2d_clap_jax.data.prepare import prepare
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train import pretrain
+from m2d_clap_jax.train.checkpoint import Checkpoints
+from tests.prepare_helpers import FakeEncoder, corpus, noise, write_manifest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = {'width': 32, 'depth': 1, 'heads': 2, 'predictor_width': 16, 'predictor_depth': 1, 'predictor_heads': 2,
+        'input_size': (80, 32), 'text_width': 8}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """40 clips of 0.5 s with embeddings of width 8."""
+  folder = tmp_path_factory.mktemp('data')
+  manifest = corpus(folder / 'audio', 40, seconds=0.5)
+  prepare(manifest, folder / 'audio', folder / 'records', text_encoder=FakeEncoder(), workers=2)
+  return folder / 'records'
+
+
+def get_config(variant='small_2s'):
+  spec = importlib.util.spec_from_file_location('pretrain_config', ROOT / 'configs' / 'pretrain.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def tiny_config(data, **changes):
+  config = get_config()
+  config.data.folder = str(data)
+  config.model.update(TINY)
+  changes = {'batch_size': 16, 'steps': 4, 'log_every': 2, 'save_every': 2, 'statistics_every': 4, 'evals_every': 4,
+             'schedule.warmup_steps': 1, **changes}
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def flags(config):
+  """The command that runs `config`: every difference from its variant as an option."""
+  plain = get_config()
+  options = [f'--config.data.folder={config.data.folder}']
+  for section in ('model', 'schedule'):
+    options += [f'--config.{section}.{k}={v}' for k, v in config[section].items() if v != plain[section][k]]
+  options += [f'--config.{k}={v}' for k, v in config.items()
+              if not isinstance(v, ConfigDict) and v is not None and v != plain[k]]
+  return ['--config=configs/pretrain.py:small_2s', *options]
+
+
+def command(*options):
+  return [sys.executable, 'main.py', *options]
+
+
+def losses(workdir):
+  """{step: values} of what a run computed, without its timings."""
+  rows = {}
+  for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines():
+    row = json.loads(line)
+    step = row.pop('step')
+    assert not set(row) & set(rows.get(step, {})), f'step {step} was logged twice'
+    rows.setdefault(step, {}).update({k: v for k, v in row.items() if k not in ('samples_per_second', 'data_wait')})
+  return rows
+
+
+def test_a_run_leaves_checkpoints_logs_and_figures(data, tmp_path):
+  pretrain.run(tiny_config(data), tmp_path)
+  rows = losses(tmp_path)
+  assert sorted(rows) == [0, 2, 4]
+  assert {'loss', 'loss_m2d', 'loss_clap', 'grad_norm', 'update_norm', 'param_norm', 'logit_scale', 'ema_decay',
+          'learning_rate', 'retrieval_audio_to_text', 'features/effective_rank'} <= set(rows[4])
+  assert Checkpoints(tmp_path).latest() == 4
+  for name in ('mask.png', 'curves.png'):
+    assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+  events = EventAccumulator(str(tmp_path))
+  events.Reload()
+  assert events.Tensors('loss')[-1].step == 4
+
+
+def test_training_without_captions_and_by_pixels(data, tmp_path):
+  for name, model in {'m2d': {}, 'msm_mae': {'predict': 'pixels', 'mask_ratio': 0.75}}.items():
+    config = tiny_config(data, steps=2)
+    config.model.update({'text_width': None, **model})
+    pretrain.run(config, tmp_path / name)
+    assert 'loss_clap' not in losses(tmp_path / name)[2]
+
+
+def wait_for(process, reached, timeout=180):
+  deadline = time.monotonic() + timeout
+  while process.poll() is None and not reached():
+    assert time.monotonic() < deadline, 'the run does not get on'
+    time.sleep(0.002)
+
+
+def test_killed_at_random_moments_and_during_a_save_a_run_continues_bit_for_bit(data, tmp_path):
+  config = tiny_config(data, steps=60, log_every=7, save_every=5, statistics_every=20, evals_every=60)
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  subprocess.run(command(*flags(config), f'--workdir={whole}'), cwd=ROOT, check=True, capture_output=True)
+  draw = np.random.default_rng(0)
+
+  def saving():
+    return any((broken / 'checkpoints').glob('*tmp*'))
+
+  def reached_step(step):
+    text = (broken / 'metrics.jsonl').read_text() if (broken / 'metrics.jsonl').exists() else ''
+    return f'"step": {step}' in text
+  moments = [saving, lambda: reached_step(14), saving, lambda: reached_step(35)]
+  kills = 0
+  while True:
+    process = subprocess.Popen(command(*flags(config), f'--workdir={broken}'), cwd=ROOT, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if kills < len(moments):
+      wait_for(process, moments[kills])
+      time.sleep(draw.uniform(0, 0.05))
+      process.send_signal(signal.SIGKILL)
+    error = process.communicate()[1].decode()
+    if process.returncode == 0:
+      break
+    assert process.returncode == -signal.SIGKILL, error
+    kills += 1
+  assert kills >= 3
+  assert losses(broken) == losses(whole)
+
+
+def one_line(result):
+  lines = [line for line in result.stderr.strip().splitlines() if line]
+  assert result.returncode == 2 and len(lines) == 1, result.stderr
+  return lines[0]
+
+
+@pytest.mark.parametrize('options,words', [
+    (['--config=configs/pretrain.py:smal'], ['smal', 'unknown variant', 'small_2s']),
+    (['--config=configs/nothing.py'], ['configs/nothing.py']),
+    (['--config=configs/pretrain.py', '--config.batchsize=3'], ['batchsize', 'batch_size']),
+    (['--config=configs/pretrain.py', '--config.batch_size=many'], ['batch_size', 'many']),
+    (['--config=configs/pretrain.py', '--wordkir=x'], ['wordkir']),
+    (['--config=configs/pretrain.py', 'extra'], ['extra']),
+    ([], ['--config is missing']),
+    (['--config=configs/pretrain.py', '--workdir=/dev/null/x'], ['/dev/null/x', 'choose another']),
+    (['--config=configs/pretrain.py', '--workdir=WORKDIR'], ['config.data.folder is empty', 'm2d-clap prepare']),
+])
+def test_a_mistake_in_the_command_is_one_line_that_says_what_to_do(options, words, tmp_path):
+  options = [option.replace('WORKDIR', str(tmp_path)) for option in options]
+  environment = {**os.environ, 'XLA_FLAGS': ''}
+  line = one_line(subprocess.run(command(*options), cwd=ROOT, capture_output=True, text=True, env=environment))
+  for word in words:
+    assert word in line
+
+
+@pytest.mark.parametrize('changes,words', [
+    ({'batch_size': 20}, ['batch_size=20', '8 devices', 'multiple of 8']),
+    ({'batch_size': 48}, ['batch_size=48', '40 clips']),
+    ({'loss.accumulate': 3}, ['accumulate=3', 'multiple of 24']),
+    ({'model.text_width': 384}, ['8 wide', 'text_width']),
+    ({'model.input_size': (64, 32)}, ['80 mel bins', 'input_size']),
+    ({'model.input_size': (80, 10)}, ['10 frames', 'patch']),
+    ({'model.heads': 5}, ['config.model.width', 'heads']),
+    ({'data.sample_rate': 32000}, ['16000', '32000']),
+    ({'data.split': 'valid'}, ['valid', 'train']),
+    ({'epochs': 0.1, 'steps': None}, ['no step']),
+])
+def test_settings_that_do_not_fit_are_refused_by_name(changes, words, data, tmp_path):
+  with pytest.raises(UserError) as error:
+    pretrain.run(tiny_config(data, **changes), tmp_path)
+  assert '\n' not in str(error.value)
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize('section,key,nearest', [
+    ('optim', 'wieght_decay', 'weight_decay'), ('model', 'widht', 'width'), ('loss', 'clap_wieght', 'clap_weight'),
+    ('schedule', 'warmup', 'warmup_'), ('ema', 'strat', 'start'), ('checkpoints', 'kep', 'keep'), (None, 'sed', 'seed')])
+def test_a_misspelt_key_is_named_with_the_nearest_valid_one(section, key, nearest, data, tmp_path):
+  config = tiny_config(data)
+  (config[section] if section else config)[key] = 1
+  with pytest.raises(UserError, match=rf"config\.{section + '.' if section else ''}{key}: unknown key; .*{nearest}"):
+    pretrain.run(config, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path):
+  config = tiny_config(data, steps=20, **{'schedule.base_learning_rate': 1e30, 'schedule.warmup_steps': 0})
+  with pytest.raises(UserError, match=r'became (nan|inf).*base_learning_rate'):
+    pretrain.run(config, tmp_path)
+  saved = Checkpoints(tmp_path)
+  assert saved.latest() == 0
+  import jax
+  from m2d_clap_jax.models import M2DCLAP  # noqa: F401
+  arrays = jax.tree.leaves(saved._manager.restore(0)['state'])
+  assert all(np.isfinite(x).all() for x in arrays)
+
+
+def test_a_full_disk_during_a_save_is_one_line_and_the_last_checkpoint_stays(data, tmp_path, monkeypatch):
+  pretrain.run(tiny_config(data, steps=2), tmp_path)
+
+  def refuse(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr('orbax.checkpoint.CheckpointManager.save', refuse)
+  with pytest.raises(UserError, match='No space left on device.*continues from the last complete'):
+    pretrain.run(tiny_config(data, steps=4), tmp_path)
+  monkeypatch.undo()
+  pretrain.run(tiny_config(data, steps=4), tmp_path)
+  assert Checkpoints(tmp_path).latest() == 4
+
+
+def test_another_model_than_the_checkpoints_is_refused(data, tmp_path):
+  pretrain.run(tiny_config(data, steps=2), tmp_path)
+  config = tiny_config(data)
+  config.model.width = 64
+  with pytest.raises(UserError, match='does not fit this configuration.*another --workdir'):
+    pretrain.run(config, tmp_path)
+
+
+def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_path):
+  rows = []
+  (tmp_path / 'audio').mkdir()
+  import soundfile
+  for i in range(24):
+    name = ('low hum', 'noise')[i % 2]
+    wave = 0.3 * np.sin(np.arange(8000) * (0.02 + 0.001 * i)) if name == 'low hum' else noise(0.5, seed=i)
+    soundfile.write(tmp_path / 'audio' / f'{i}.wav', wave, 16000)
+    rows.append((f'{i}.wav', f'{name} can be heard', name, 'test' if i >= 16 else 'train'))
+  manifest = write_manifest(tmp_path / 'audio' / 'manifest.csv', rows)
+  prepare(manifest, tmp_path / 'audio', tmp_path / 'records', text_encoder='minilm', workers=2)
+  config = tiny_config(tmp_path / 'records', steps=20, log_every=10, save_every=20, evals_every=20, statistics_every=20)
+  config.model.text_width = 384
+  config.evals = ConfigDict({'sound': {'kind': 'zeroshot'}, 'probe': {'kind': 'linear'}})
+  pretrain.run(config, tmp_path / 'run')
+  rows = losses(tmp_path / 'run')
+  assert rows[20]['sound/chance'] == 0.5
+  assert rows[20]['probe/accuracy'] == 1.0
+  assert {'sound_confusion.png', 'sound_similarity.png', 'sound.json'} <= set(os.listdir(tmp_path / 'run'))
