@@ -26,10 +26,18 @@ def run():
   if config.task not in DRIVERS:
     raise UserError(f'config.task={config.task!r}: unknown task; known: {", ".join(DRIVERS)}')
   if _DISTRIBUTED.value:
-    import jax
-    jax.distributed.initialize()
+    join_processes()
   workdir = _WORKDIR.value or os.path.join('runs', config.task)
-  importlib.import_module(DRIVERS[config.task]).run(config, os.path.abspath(workdir))
+  importlib.import_module(DRIVERS[config.task]).run(config, workdir if '://' in workdir else os.path.abspath(workdir))
+
+
+def join_processes():
+  import jax
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
+                    'option out, or start the processes by SLURM, Open MPI or on a Cloud TPU pod') from error
 
 
 def main(argv):
@@ -39,11 +47,17 @@ def main(argv):
 
 
 def parse(argv):
-  """absl's own parser, with the configuration's errors told in one line."""
+  """absl's own parser, with its errors and those of configuration files told in one line."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise UserError(str(error).strip('"\'')) from error
+    rest = flags.FLAGS(argv)
+    getattr(_CONFIG.value, 'task', None)  # a file that could not be loaded fails only now
+    return rest
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+    if any(line.startswith('Traceback') for line in lines):
+      lines = lines[-1:]
+    # ml_collections quotes a message within a message.
+    raise UserError(' '.join(lines).replace('\\n', '; ').replace("\\'", "'").strip('\'"')) from error
 
 
 if __name__ == '__main__':

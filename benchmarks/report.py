@@ -91,7 +91,7 @@ def finish(name: str, settings: dict, rows: list[Row], timings: dict[str, Timing
   print(f'\n{name}: ' + ', '.join(f'{key} {value}' for key, value in {**settings, **machine}.items()))
   print(table(rows))
   if LOAD > 0.3 * CORES:
-    print(f'note: the machine was busy before this started (load {LOAD:.1f} on {CORES} cores): do not quote these figures')
+    print(f'note: the machine was busy before this started (load {LOAD:.1f} on {CORES} cores): do not quote these')
   if out:
     data = {'benchmark': name, 'settings': settings, 'machine': machine, 'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
             'rows': [{**dataclasses.asdict(row), 'ratio': row.ratio} for row in rows],

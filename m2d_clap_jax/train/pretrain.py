@@ -1,6 +1,8 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
 import json
+import os
+import sys
 
 import jax
 from etils import epath
@@ -52,12 +54,13 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
   evaluators = make_evaluators(evals, folder.path)
   saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
 
+  continued = saved.latest() is not None
   state, meta = create_or_restore(saved, seed, network, tx, mesh, settings)
   step = first = int(state.step)
   bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
   update = jax.jit(functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, **loss),
                    donate_argnums=0)
-  log = RunLog(workdir, step, active=jax.process_index() == 0)
+  log = RunLog(workdir, step if continued else None, active=jax.process_index() == 0)
   describe(log, network, split, state, mesh, total, step)
   window = Window(batch_size, meta['window'], saved.latest)
   progress = Progress(first, total, log)
@@ -88,9 +91,10 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
       row = window.flush() | {'learning_rate': float(learning_rate(step - 1))}
       log.write(step, row)
       progress.show(step, row)
-    observe()
-    if step % save_every == 0 or step == total:
-      save()
+    with window.uncounted():
+      observe()
+      if step % save_every == 0 or step == total:
+        save()
   saved.close()
   log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   log.close()
@@ -100,7 +104,7 @@ def make_workdir(workdir) -> epath.Path:
   try:
     path = epath.Path(workdir)
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / '.writable'
+    probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
     probe.write_text('')
     probe.unlink()
   except OSError as error:
@@ -165,7 +169,7 @@ def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings):
   before, now = json.loads(json.dumps([meta['settings'], settings]))
   for key in sorted(set(before) | set(now)):
     if before.get(key) != now.get(key) and jax.process_index() == 0:
-      print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}')
+      print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}', file=sys.stderr)
   return state, meta
 
 

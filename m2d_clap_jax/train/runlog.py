@@ -36,16 +36,17 @@ class RunLog:
 
   Args:
     workdir: where metrics.jsonl and the TensorBoard files go.
-    step: the step that the run continues from; later rows, written before a kill, are dropped: they come again.
+    step: the step that the run continues from; later rows, written before a kill, are dropped: they come again. None
+      at the start of a run: all rows are dropped.
   """
 
-  def __init__(self, workdir, step: int, active: bool = True):
+  def __init__(self, workdir, step: int | None, active: bool = True):
     self.workdir, self.active = epath.Path(workdir), active
     if not active:
       return
     from clu import metric_writers  # pulls TensorFlow
     path = self.workdir / HISTORY
-    rows = [row for row in _rows(path) if row['step'] <= step]
+    rows = [row for row in _rows(path) if step is not None and row['step'] <= step]
     partial = self.workdir / f'.{HISTORY}.tmp'
     partial.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     partial.replace(path)

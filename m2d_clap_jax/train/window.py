@@ -35,6 +35,13 @@ class Window:
     yield
     self._waited += time.monotonic() - start
 
+  @contextlib.contextmanager
+  def uncounted(self):
+    """Leaves the time inside, as of evaluations, out of the rates. The device's work that is under way is not."""
+    start = time.monotonic()
+    yield
+    self._since += time.monotonic() - start
+
   def add(self, metrics: dict[str, jax.Array]):
     self._pending.append(metrics)
     self._steps += 1

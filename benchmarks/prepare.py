@@ -1,0 +1,133 @@
+"""Data preparation beside the bare work in it: decoding, resampling and log-mels, on as many processes.
+
+  python -m benchmarks.prepare --clips 600 --rounds 3
+
+Makes its own recordings of 10 seconds: wav, flac and ogg, each at 44.1 kHz in stereo and at 16 kHz in mono, without
+captions. Files come from the page cache.
+"""
+import argparse
+import contextlib
+import csv
+import functools
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import soundfile
+
+from benchmarks.report import CORES, Row, finish, in_turns, peak_mb
+from m2d_clap_jax.audio.logmel import LogMel
+from m2d_clap_jax.data.pool import Pool
+
+SECONDS = 10
+KINDS = [(form, rate) for form in ('wav', 'flac', 'ogg') for rate in (44100, 16000)]
+SHARE = 4  # files that a process of the ceilings is given at once
+
+
+def bare(paths, logmel: LogMel):
+  """What a worker does with each file, its result thrown away -> the process' peak memory. Runs in a worker process."""
+  from m2d_clap_jax.data.worker import from_audio
+  for path in paths:
+    from_audio(path, logmel, 30.0)
+  return peak_mb()
+
+
+def decode(paths):
+  """Files -> samples as they are, thrown away. Runs in a worker process."""
+  for path in paths:
+    soundfile.read(path, dtype='float32')
+  return peak_mb()
+
+
+def render(folder: str, clips: int) -> list[str]:
+  """Writes recordings of decaying harmonic notes over noise, and their manifest; returns the paths."""
+  rng = np.random.default_rng(0)
+  paths = []
+  for i in range(clips):
+    form, rate = KINDS[i % len(KINDS)]
+    t = np.arange(SECONDS * rate) / rate
+    envelope = np.exp(-4 * (t * rng.uniform(0.5, 4) % 1))
+    pitch = 2 * np.pi * rng.uniform(80, 800)
+    tone = sum(np.sin(k * pitch * t) / k for k in (1, 2, 3, 5)) * envelope
+    wave = [0.2 * tone + 0.02 * rng.standard_normal(len(t)) for _ in range(2 if rate == 44100 else 1)]
+    paths.append(os.path.join(folder, f'{i}.{form}'))
+    with soundfile.SoundFile(paths[-1], 'w', rate, len(wave), format=form) as f:
+      for block in np.array_split(np.stack(wave, 1), SECONDS):  # libvorbis overflows its stack on long ones
+        f.write(block)
+  with open(os.path.join(folder, 'manifest.csv'), 'w', newline='', encoding='utf-8') as f:
+    csv.writer(f).writerows([('file_name', 'label'), *((os.path.basename(path), 'note') for path in paths)])
+  return paths
+
+
+def prepare_into(folder: str, manifest: str, root: str, workers: int):
+  """The real preparation into a new folder, which is removed again."""
+  from m2d_clap_jax.data.prepare import prepare
+  out = os.path.join(folder, 'out')
+  meta = prepare(manifest, root, out, text_encoder=None, workers=workers)
+  shutil.rmtree(out)
+  assert not meta['splits']['train']['rejected'], meta['splits']
+
+
+def over(pool: Pool, paths, *arguments) -> float:
+  """Gives all paths to the processes of the pool, a few at a time; returns the largest process' peak memory (MB)."""
+  peak = 0.0
+  for ok, answer in pool.map((paths[i:i + SHARE], *arguments) for i in range(0, len(paths), SHARE)):
+    assert ok, answer
+    peak = max(peak, answer)
+  return peak
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.prepare', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--clips', type=int, default=600)
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--workers', type=int, default=CORES)
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  if args.clips <= args.workers:
+    parser.error(f'--clips={args.clips} must be more than --workers={args.workers}, and many more for a steady figure')
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='m2d_clap_benchmark_'))
+    paths = render(folder, args.clips)
+    manifest = os.path.join(folder, 'manifest.csv')
+    few = os.path.join(folder, 'few.csv')  # one file for each worker: what starting and finishing cost
+    with open(manifest, encoding='utf-8') as whole, open(few, 'w', encoding='utf-8') as f:
+      f.writelines(whole.readlines()[:1 + args.workers])
+    transform_pool, decode_pool = (stack.enter_context(Pool(f'benchmarks.prepare:{name}', args.workers))
+                                   for name in ('bare', 'decode'))
+    # Once with a few files, so that TensorFlow is imported here and the processes of the ceilings run.
+    prepare_into(folder, few, folder, args.workers)
+    first = paths[:SHARE * args.workers]
+    over(decode_pool, first)
+    worker_mb = over(transform_pool, first, LogMel())
+    timings = in_turns({
+        'start and finish': functools.partial(prepare_into, folder, few, folder, args.workers),
+        'prepare': functools.partial(prepare_into, folder, manifest, folder, args.workers),
+        'bare': functools.partial(over, transform_pool, paths, LogMel()),
+        'decode': functools.partial(over, decode_pool, paths)}, args.rounds, warm_up=0)
+  settings = {'clips': args.clips, 'workers': args.workers, 'rounds': args.rounds}
+  finish('prepare', settings, make_rows(args, timings, worker_mb), timings, args.out)
+
+
+def make_rows(args, timings, worker_mb: float) -> list[Row]:
+  def rate(count, seconds):
+    return count * SECONDS / 3600 / (seconds / 60)
+  best = {name: timing.best for name, timing in timings.items()}
+  bare_rate, decode_rate = (rate(args.clips, best[name]) for name in ('bare', 'decode'))
+  # With as many files as workers less, and without starting and finishing: the rate of a long run.
+  going = rate(args.clips - args.workers, best['prepare'] - best['start and finish'])
+  unit = 'h/min'
+  return [
+      Row('prepare, once it is going', going, unit, bare_rate, 'decode, resample and log-mel alone'),
+      Row('prepare, once it is going', going, unit, decode_rate, 'decode alone'),
+      Row('prepare, start to end', rate(args.clips, best['prepare']), unit, bare_rate,
+          'decode, resample and log-mel alone'),
+      Row('start and finish', best['start and finish'], 's'),
+      Row('peak growth of the main process', timings['prepare'].grew_mb, 'MB'),
+      Row('peak of a worker', worker_mb, 'MB')]
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,120 @@
+"""The benchmarks run and print what they promise; nothing here is timed."""
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import optax
+import pytest
+
+from benchmarks import loader, prepare, train_step
+from benchmarks.report import Row, in_turns, table
+from configs import pretrain
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.train.state import create_state
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ['--size', 'small_2s', '--model', 'width=48', 'depth=1', 'predictor_width=48', 'predictor_depth=1',
+        'input_size=80,64', '--batch', '2', '--steps', '1', '--matmul', '64']
+
+
+def test_the_arithmetic_of_a_base_sample_is_84_7_gflop():
+  flops = {name: f / 1e9 for name, f in train_step.sample_flops(M2DCLAP()).items()}
+  assert flops['encoder'] == pytest.approx(10.0, abs=0.05)
+  assert flops['target'] == pytest.approx(23.4, abs=0.05)
+  assert flops['predictor'] == pytest.approx(10.5, abs=0.2)
+  assert flops['step'] == pytest.approx(84.7, abs=0.5)
+
+
+def test_the_baselines_cost_what_is_left_of_it():
+  flops = {name: train_step.parse(['--variant', name]).model for name in train_step.VARIANTS}
+  flops = {name: train_step.sample_flops(model) for name, model in flops.items()}
+  assert flops['clap']['step'] - flops['m2d']['step'] == 3 * 4 * 768 ** 2  # the audio projector
+  assert flops['msm_mae']['target'] == 0 and flops['msm_mae']['step'] < flops['m2d']['step'] / 2
+
+
+@pytest.mark.parametrize('options,variant', [
+    ([], 'base'), (['--size', 'large'], 'large'), (['--variant', 'm2d'], 'm2d'), (['--variant', 'msm_mae'], 'msm_mae'),
+    (['--size', 'small_2s'], 'small_2s')])
+def test_the_models_are_those_of_the_configurations(options, variant):
+  config = pretrain.get_config(variant).model.to_dict()
+  del config['norm_stats']
+  assert train_step.parse([*options, '--dtype', config['dtype']]).model == M2DCLAP(**config)
+
+
+@pytest.mark.parametrize('variant', train_step.VARIANTS)
+def test_train_step_prints_figures_beside_the_matrix_rate(variant, capsys, tmp_path):
+  train_step.main([*TINY, '--variant', variant, '--out', str(tmp_path / 'x.json')])
+  printed = capsys.readouterr().out
+  for name in ('compile', 'step, median', "by the method's arithmetic", "by XLA's cost analysis", 'temporary memory',
+               'float32 product of 64 x 64'):
+    assert name in printed
+  rows = {row['figure']: row for row in json.loads((tmp_path / 'x.json').read_text())['rows']}
+  rate = rows["rate by the method's arithmetic"]
+  assert rate['ratio'] == pytest.approx(rate['value'] / rate['ceiling'])
+  counted, own = rows["rate by XLA's cost analysis"]['value'], rate['value']
+  assert own < counted < 3 * own, 'the compiler counts the same products, and what is not a product'
+
+
+def test_train_step_runs_where_there_is_nothing_but_jax_flax_and_optax():
+  blocked = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'clu', 'ml_collections', 'librosa',
+             'soundfile', 'soxr', 'scipy.signal', 'matplotlib', 'sklearn']
+  program = (f'import sys\nfor name in {blocked}: sys.modules[name] = None\n'
+             f'from benchmarks import train_step\ntrain_step.main({[*TINY, "--dtype", "bfloat16"]})')
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'bfloat16 product of 64 x 64' in done.stdout
+
+
+@pytest.mark.parametrize('variant', train_step.VARIANTS)
+def test_the_pytorch_network_has_as_many_parameters(variant):
+  pytest.importorskip('torch')
+  from benchmarks.torch_step import Network, transformer
+  model = train_step.parse([*TINY, '--variant', variant]).model
+  state = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=optax.identity()))
+  network, target = Network(model), transformer(model.width, model.depth, model.heads)
+  pairs = [(state.params, network)] + ([(state.target_params, target)] if state.target_params else [])
+  for ours, theirs in pairs:
+    assert sum(x.size for x in jax.tree.leaves(ours)) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_train_step_prints_its_ratio_to_pytorch(capsys):
+  pytest.importorskip('torch')
+  train_step.main([*TINY, '--torch'])
+  assert 'PyTorch in the same run' in capsys.readouterr().out
+
+
+def test_a_misspelt_field_of_the_model_is_named(capsys):
+  with pytest.raises(SystemExit):
+    train_step.main(['--model', 'widht=48'])
+  assert "did you mean 'width'?" in capsys.readouterr().err
+
+
+def test_loader_prints_figures_beside_both_ceilings(capsys):
+  loader.main(['--clips', '32', '--batch', '8', '--steps', '6', '--rounds', '1'])
+  printed = capsys.readouterr().out
+  for name in ('records/s', 'tf.data, read and parse only', 'raw read of the files', 'peak growth of memory'):
+    assert name in printed
+
+
+def test_prepare_prints_figures_beside_both_ceilings(capsys):
+  prepare.main(['--clips', '4', '--rounds', '1', '--workers', '2'])
+  printed = capsys.readouterr().out
+  for name in ('h/min', 'decode, resample and log-mel alone', 'decode alone', 'peak of a worker'):
+    assert name in printed
+
+
+def test_calls_are_timed_in_turns_after_the_warm_up():
+  calls = []
+  timings = in_turns({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=3, warm_up=2)
+  assert ''.join(calls) == 'ababababab'
+  assert len(timings['a'].seconds) == 3 and 0 <= timings['a'].best <= timings['a'].median
+
+
+def test_a_row_without_a_ceiling_has_no_ratio():
+  assert table([Row('step', 1234.5, 'ms'), Row('rate', 50, 'GFLOP/s', 200, 'product')]).splitlines()[1:] == [
+      'step    1,234  ms',
+      'rate       50  GFLOP/s      200   0.25  product']
