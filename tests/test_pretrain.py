@@ -1,4 +1,5 @@
 """The whole training run: files in, checkpoints, logs and figures out; killed, continued, and misused."""
+import functools
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train import pretrain
+from m2d_clap_jax.train import pretrain, sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from tests.prepare_helpers import FakeEncoder, corpus, noise, write_manifest
 
@@ -33,6 +34,12 @@ def data(tmp_path_factory):
   manifest = corpus(folder / 'audio', 40, seconds=0.5)
   prepare(manifest, folder / 'audio', folder / 'records', text_encoder=FakeEncoder(), workers=2)
   return folder / 'records'
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """Whole runs take one device; tests/test_step.py has what eight change, namely nothing."""
+  monkeypatch.setattr(pretrain.sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:1]))
 
 
 def get_config(variant='small_2s'):
@@ -180,7 +187,8 @@ def test_a_mistake_in_the_command_is_one_line_that_says_what_to_do(options, word
     ({'data.split': 'valid'}, ['valid', 'train']),
     ({'epochs': 0.1, 'steps': None}, ['no step']),
 ])
-def test_settings_that_do_not_fit_are_refused_by_name(changes, words, data, tmp_path):
+def test_settings_that_do_not_fit_are_refused_by_name(changes, words, data, tmp_path, monkeypatch):
+  monkeypatch.undo()  # all eight devices
   with pytest.raises(UserError) as error:
     pretrain.run(tiny_config(data, **changes), tmp_path)
   assert '\n' not in str(error.value)
@@ -212,10 +220,10 @@ def test_a_full_disk_during_a_save_is_one_line_and_the_last_checkpoint_stays(dat
 
   def refuse(*args, **kwargs):
     raise OSError(28, 'No space left on device')
-  monkeypatch.setattr('orbax.checkpoint.CheckpointManager.save', refuse)
-  with pytest.raises(UserError, match='No space left on device.*continues from the last complete'):
-    pretrain.run(tiny_config(data, steps=4), tmp_path)
-  monkeypatch.undo()
+  with monkeypatch.context() as full:
+    full.setattr('orbax.checkpoint.CheckpointManager.save', refuse)
+    with pytest.raises(UserError, match='No space left on device.*continues from the last complete'):
+      pretrain.run(tiny_config(data, steps=4), tmp_path)
   pretrain.run(tiny_config(data, steps=4), tmp_path)
   assert Checkpoints(tmp_path).latest() == 4
 
