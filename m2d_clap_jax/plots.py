@@ -19,7 +19,8 @@ HIDDEN = '#E6E6E6'
 _PANELS = (
   ('Loss', r'loss', False),
   ('Norms', r'norm', True),
-  ('Retrieval in the batch', r'retrieval|accuracy', False),
+  ('Retrieval in the batch', r'retrieval', False),
+  ('Evaluation accuracy', r'/accuracy$', False),
   ('Learning rate', r'learning_rate|\blr\b', False),
   ('EMA decay', r'ema', False),
   ('Logit scale', r'logit_scale', False),
@@ -53,7 +54,7 @@ def loss_curves(history: dict, path) -> None:
     names = panels[panel]
     ax = _axes(fig, rows, columns, i + 1, title)
     for colour, name in zip(_cycle(len(names)), names):
-      _curve(ax, *history[name], colour, name.rsplit('/', 1)[-1].replace('_', ' '))
+      _curve(ax, *history[name], colour, name.removesuffix('/accuracy').rsplit('/', 1)[-1].replace('_', ' '))
     if log and not any(np.any(np.asarray(history[name][1]) <= 0) for name in names):
       ax.set_yscale('log')
     ax.set_xlabel('step')
