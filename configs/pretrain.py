@@ -104,11 +104,11 @@ def small_2s():
 def demo():
   config = small_2s()
   config.data.update({'demo': True, 'folder': 'data/demo'})
-  config.steps = 600
-  config.schedule.warmup_steps = 60
-  config.save_every = 200
-  config.statistics_every = 200
-  config.evals_every = 600
+  config.steps = 480
+  config.schedule.warmup_steps = 48
+  config.save_every = 160
+  config.statistics_every = 160
+  config.evals_every = 480
   # The clips of the demo have two labels, an instrument and its family.
   config.evals = ConfigDict({
       'instrument': {'kind': 'zeroshot', 'classes': tuple(INSTRUMENTS), 'template': TEMPLATES['instrument']},
