@@ -12,6 +12,7 @@ from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval.evaluators import make_evaluators
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
@@ -35,6 +36,9 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
              save_every: int, statistics_every: int, evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
+    if settings[key] < 1:
+      raise UserError(f'config.{key}={settings[key]}: must be at least 1')
   workdir = make_workdir(workdir)
   mesh = sharding.make_mesh()
   sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
@@ -132,13 +136,7 @@ def make_model(options: dict, folder: Folder) -> M2DCLAP:
   meta = folder.meta
   model = bind(M2DCLAP, options | {'norm_stats': options.get('norm_stats') or (meta['mean'], meta['std'])},
                'config.model')()
-  for part in ('', 'predictor_'):
-    width, heads = getattr(model, f'{part}width'), getattr(model, f'{part}heads')
-    if width % heads or width % 4:
-      raise UserError(f'config.model.{part}width: {width} is no multiple of config.model.{part}heads, {heads}, and of 4')
-  for size, patch, name in zip(model.input_size, model.patch_size, ('mel bins', 'frames')):
-    if size < patch:
-      raise UserError(f'config.model.input_size: {size} {name} are less than one patch of {patch}')
+  check_model(model)
   if meta['logmel']['n_mels'] != model.input_size[0]:
     raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
                     f'{model.input_size[0]}: prepare the data again or change the model')
@@ -151,6 +149,24 @@ def make_model(options: dict, folder: Folder) -> M2DCLAP:
       raise UserError(f'{folder.path}: caption embeddings ({encoder["name"]}) are {encoder["width"]} wide where '
                       f'config.model.text_width is {model.text_width}: set it to {encoder["width"]}')
   return model
+
+
+def check_model(model: M2DCLAP):
+  """Raises UserError for fields that no model can have."""
+  for part in ('', 'predictor_'):
+    width, heads = getattr(model, f'{part}width'), getattr(model, f'{part}heads')
+    if width % heads or width % 4:
+      raise UserError(f'config.model.{part}width: {width} is no multiple of config.model.{part}heads, {heads}, and of 4')
+  for size, patch, name in zip(model.input_size, model.patch_size, ('mel bins', 'frames')):
+    if size < patch:
+      raise UserError(f'config.model.input_size: {size} {name} are less than one patch of {patch}')
+  visible = num_visible(model.num_patches, model.mask_ratio)
+  if not 0 < visible < model.num_patches:
+    raise UserError(f'config.model.mask_ratio={model.mask_ratio}: leaves {visible} of {model.num_patches} patches '
+                    'visible, where some must be visible and some masked')
+  for key, known in {'predict': ('features', 'pixels'), 'dtype': ('float32', 'bfloat16')}.items():
+    if getattr(model, key) not in known:
+      raise UserError(f'config.model.{key}={getattr(model, key)!r}: unknown; known: {", ".join(known)}')
 
 
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
