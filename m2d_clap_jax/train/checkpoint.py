@@ -35,9 +35,12 @@ class Checkpoints:
     except OSError as error:
       raise self._failed(step, error) from error
 
-  def restore(self, abstract_state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-    """Restores the newest checkpoint (or that of `step`) onto the shardings of `abstract_state`."""
-    step = self.latest() if step is None else step
+  def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict]:
+    """Restores the newest checkpoint onto the shardings of `abstract_state` -> (state, its JSON data).
+
+    Raises UserError where the checkpoint's arrays are not those of the configuration.
+    """
+    step = self.latest()
     try:
       item = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()))
@@ -46,10 +49,6 @@ class Checkpoints:
       raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
                       'configuration that it was made with, or use another --workdir') from error
     return item['state'], item['meta']
-
-  def restore_meta(self) -> dict:
-    """The newest checkpoint's JSON data alone."""
-    return self._manager.restore(self.latest(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
   def wait(self):
     """Blocks until the save in the background is on disk."""

@@ -105,6 +105,7 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
 
 
 def make_workdir(workdir) -> epath.Path:
+  """Makes the folder; UserError where nothing can be written there, before any work is done."""
   try:
     path = epath.Path(workdir)
     path.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,7 @@ def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings):
 
 
 def describe(log, model, split, state, mesh, total, step):
+  """Prints the sizes of model, data and machine at the start of a run."""
   count = sum(x.size for x in jax.tree.leaves(state.params))
   log.note(f'{count / 1e6:.1f} M parameters, {model.num_patches} patches; {split.num_clips} clips; '
            f'{mesh.size} {jax.devices()[0].platform} device(s); steps {step} to {total}')

@@ -12,6 +12,7 @@ def make_mesh(devices=None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
