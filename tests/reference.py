@@ -4,8 +4,9 @@ import pathlib
 import zlib
 
 import numpy as np
+from flax import traverse_util
 
-from m2d_clap_jax.torch_io import to_flax
+from m2d_clap_jax.torch_io.rules import to_flax
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 TINY = dict(input_size=(80, 96), width=96, depth=2, heads=3, predictor_width=64, predictor_depth=2, predictor_heads=4,
@@ -41,4 +42,4 @@ def state_dict(name):
 def parameters(name):
   """(online parameters, target parameters) of a reference checkpoint."""
   trees = to_flax(state_dict(name))
-  return trees['params'], trees['target']
+  return tuple(traverse_util.unflatten_dict(trees.get(tree, {}), sep='/') for tree in ('params', 'target'))

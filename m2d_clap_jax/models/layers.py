@@ -44,17 +44,22 @@ def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with one fused query-key-value projection."""
+  """Multi-head self-attention with one fused query-key-value projection.
+
+  `valid`, bool [B, L], names the tokens that are attended to; None means all of them.
+  """
   heads: int
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     b, l, d = x.shape
     qkv = Linear(3 * d, dtype=self.dtype, name='qkv')(x).reshape(b, l, 3, self.heads, -1)
     # Heads go to the front first: with them inside, XLA's CPU products take up to three times as long.
     query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each B H L K
     scores = jnp.einsum('bhik,bhjk->bhij', query * (d // self.heads) ** -0.5, key, preferred_element_type=jnp.float32)
+    if valid is not None:
+      scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
     weights = nn.softmax(scores).astype(value.dtype)
     out = jnp.einsum('bhij,bhjk->bihk', weights, value)
     return Linear(d, dtype=self.dtype, name='proj')(out.reshape(b, l, d))
@@ -85,20 +90,20 @@ class Block(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = x + Attention(self.heads, self.dtype, name='attn')(LayerNorm(dtype=self.dtype, name='norm1')(x))
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    x = x + Attention(self.heads, self.dtype, name='attn')(LayerNorm(dtype=self.dtype, name='norm1')(x), valid)
     return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(LayerNorm(dtype=self.dtype, name='norm2')(x))
 
 
 class Transformer(nn.Module):
-  """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]."""
+  """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`."""
   depth: int
   heads: int
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     for i in range(self.depth):
-      x = Block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x)
+      x = Block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x, valid)
     return LayerNorm(dtype=self.dtype, name='norm')(x)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from m2d_clap_jax.models import masking
+from m2d_clap_jax.models.heads import Mlp, SemanticProjector, masked_mean
 from m2d_clap_jax.models.layers import Dtype, Linear, Transformer, patchify
 from m2d_clap_jax.models.posemb import sincos_2d
 
@@ -60,17 +61,6 @@ class Predictor(nn.Module):
     return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
 
 
-class AudioProjector(nn.Module):
-  """Linear, ReLU, linear: mean patch embedding [B, D] -> CLAP audio embedding [B, E]."""
-  width: int
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = nn.relu(Linear(self.width, dtype=self.dtype, name='fc1')(x))
-    return Linear(self.width, dtype=self.dtype, name='fc2')(x)
-
-
 class M2DCLAP(nn.Module):
   """The online network with its heads. `transformer()` is the target encoder, too.
 
@@ -78,6 +68,8 @@ class M2DCLAP(nn.Module):
     input_size: (mel bins, frames) of a training crop; cut into whole patches of patch_size.
     mask_ratio: share of the patches that is hidden from the online encoder.
     text_width: width C of the caption embeddings; None leaves the CLAP head out (M2D, MSM-MAE).
+    audio_projector: 'mlp' on the mean patch (2024), or 'semantic' (2025) with semantic_depth blocks of one head.
+    text_projector: 'identity', 'linear' or 'mlp'; None: the identity where C equals D, else 'linear'.
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
     norm_stats: mean and standard deviation that raw log-mels are standardised with.
     dtype: type of the matrix products; parameters stay float32.
@@ -92,6 +84,10 @@ class M2DCLAP(nn.Module):
   predictor_heads: int = 16
   mask_ratio: float = 0.7
   text_width: int | None = 768
+  audio_projector: str = 'mlp'
+  semantic_depth: int = 1
+  semantic_mlp_ratio: float = 2.0
+  text_projector: str | None = None
   predict: str = 'features'
   norm_stats: tuple[float, float] = (-7.1, 4.2)
   dtype: Dtype = jnp.float32
@@ -110,6 +106,11 @@ class M2DCLAP(nn.Module):
     """The encoder's blocks and norm, unbound: run on the target parameters, this is the target encoder."""
     return Transformer(self.depth, self.heads, dtype=self.dtype)
 
+  @property
+  def text_projection(self) -> str:
+    """Which text projector there is: 'identity', 'linear' or 'mlp'."""
+    return self.text_projector or ('identity' if self.text_width == self.width else 'linear')
+
   def setup(self):
     pixels = self.patch_size[0] * self.patch_size[1]
     self.patch_embed = Linear(self.width, dtype=self.dtype)
@@ -119,9 +120,11 @@ class M2DCLAP(nn.Module):
         self.predictor_width, self.predictor_depth, self.predictor_heads,
         pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype)
     if self.text_width is not None:
-      self.audio_proj = AudioProjector(self.width, self.dtype)
-      if self.text_width != self.width:
-        self.text_proj = Linear(self.width, dtype=self.dtype)
+      self.audio_proj = (
+          Mlp(self.width, self.dtype) if self.audio_projector == 'mlp' else
+          SemanticProjector(self.width, self.semantic_depth, self.semantic_mlp_ratio, self.dtype))
+      if self.text_projection != 'identity':
+        self.text_proj = {'linear': Linear, 'mlp': Mlp}[self.text_projection](self.width, dtype=self.dtype)
       self.logit_scale = self.param('logit_scale', nn.initializers.constant(LOGIT_SCALE_INIT), ())
 
   def embed(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,15 +132,32 @@ class M2DCLAP(nn.Module):
     mean, std = self.norm_stats
     patches = patchify((logmel.astype(jnp.float32) - mean) / std, self.patch_size)
     grid = logmel.shape[1] // self.patch_size[0], logmel.shape[2] // self.patch_size[1]
-    positions = sincos_2d(self.width, grid)
+    positions = self.positions(grid)
     tokens = self.patch_embed(patches) + positions[1:].astype(self.dtype)
     cls = jnp.broadcast_to(self.cls_token + positions[:1], (tokens.shape[0], 1, self.width))
     return jnp.concatenate([cls.astype(tokens.dtype), tokens], axis=1), patches
 
-  def encode(self, logmel: jax.Array) -> jax.Array:
-    """Raw log-mels [B, F, T], unmasked -> patch embeddings [B, N, D], float32."""
+  def positions(self, grid: tuple[int, int]) -> jax.Array:
+    """Position table of a grid of patches -> [1 + N, D], sin-cos unless variables 'tables' hold one, cut in time."""
+    if not self.has_variable('tables', 'pos_embed'):
+      return sincos_2d(self.width, grid)
+    table = self.get_variable('tables', 'pos_embed')[0]
+    rows, columns = self.grid
+    if grid[0] != rows or grid[1] > columns:
+      raise ValueError(f'the position table is of {rows} x {columns} patches, too small for {grid[0]} x {grid[1]}')
+    cut = table[1:].reshape(rows, columns, -1)[:, :grid[1]].reshape(grid[0] * grid[1], -1)
+    return jnp.concatenate([table[:1], cut])
+
+  def encode(self, logmel: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Raw log-mels [B, F, T], unmasked -> patch embeddings [B, N, D], float32.
+
+    `valid`, bool [B, N], names the patches that exist where clips of different lengths are padded to one (see
+    `valid_patches`); the embeddings of the others are of no use.
+    """
     tokens, _ = self.embed(logmel)
-    return self.encoder(tokens)[:, 1:].astype(jnp.float32)
+    if valid is not None:
+      valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)  # [CLS]
+    return self.encoder(tokens, valid)[:, 1:].astype(jnp.float32)
 
   def clip_features(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """What evaluation uses of unmasked clips: raw log-mels [B, F, T] -> float32 ([B, F / PF * D], [B, E] or None).
@@ -146,10 +166,14 @@ class M2DCLAP(nn.Module):
     for Base), averaged over time. The second are CLAP audio embeddings.
     """
     z = self.encode(logmel)
-    rows = logmel.shape[1] // self.patch_size[0]
-    features = jnp.mean(z.reshape(z.shape[0], rows, -1, self.width), axis=2).reshape(z.shape[0], rows * self.width)
-    audio = None if self.text_width is None else self.project_audio(jnp.mean(z, axis=1))
-    return features, audio
+    features = jnp.mean(self.frames(z), axis=1)
+    return features, None if self.text_width is None else self.project_audio(z)
+
+  def frames(self, z: jax.Array) -> jax.Array:
+    """Patch embeddings [B, N, D] -> [B, T / PT, F / PF * D]: those of a time column side by side, lowest band first."""
+    b, n, d = z.shape
+    rows = self.grid[0]
+    return z.reshape(b, rows, n // rows, d).transpose(0, 2, 1, 3).reshape(b, n // rows, rows * d)
 
   def online(self, logmel: jax.Array, mask: masking.Mask) -> Online:
     """Runs the online encoder on the visible patches only, and the predictor. logmel [B, F, T] raw."""
@@ -159,19 +183,28 @@ class M2DCLAP(nn.Module):
     masked_tokens = jnp.concatenate([cls, masking.take(tokens, mask.masked)], axis=1)
     audio = None
     if self.text_width is not None:
-      audio = self.project_audio(jnp.mean(z[:, 1:].astype(jnp.float32), axis=1))
+      audio = self.project_audio(z[:, 1:])
     return Online(self.predictor(z, mask), masked_tokens, masking.take(patches, mask.masked), audio)
 
-  def project_audio(self, features: jax.Array) -> jax.Array:
-    """Mean patch embeddings [B, D] -> CLAP audio embeddings [B, E], float32."""
-    return self.audio_proj(features).astype(jnp.float32)
+  def project_audio(self, z: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Patch embeddings [B, N, D], of which `valid`, bool [B, N], exist -> CLAP audio embeddings [B, E], float32."""
+    valid = jnp.ones(z.shape[:2], bool) if valid is None else valid
+    if self.audio_projector == 'mlp':
+      return self.audio_proj(masked_mean(z, valid)).astype(jnp.float32)
+    return self.audio_proj(z, valid).astype(jnp.float32)
 
   def project_text(self, text: jax.Array) -> jax.Array:
-    """Caption embeddings [B, C] -> [B, E], float32: the identity where C equals D, else one linear layer."""
+    """Caption embeddings [B, C] -> [B, E], float32."""
     text = text.astype(jnp.float32)
-    return text if self.text_width == self.width else self.text_proj(text).astype(jnp.float32)
+    return text if self.text_projection == 'identity' else self.text_proj(text).astype(jnp.float32)
 
   def __call__(self, logmel: jax.Array, mask: masking.Mask, text: jax.Array | None = None):
     """Touches every parameter once: for `init`."""
     out = self.online(logmel, mask)
     return out if text is None else (out, self.project_text(text), self.logit_scale)
+
+
+def valid_patches(columns: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """Number of time columns [B] that a clip really has -> which patches of the grid exist, bool [B, N]."""
+  exists = jnp.arange(grid[1])[None] < columns[:, None]
+  return jnp.broadcast_to(exists[:, None], (len(columns), *grid)).reshape(len(columns), -1)

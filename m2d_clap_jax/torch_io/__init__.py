@@ -1,4 +1,1 @@
-"""Weights of the authors' PyTorch implementation as Flax parameters."""
-from m2d_clap_jax.torch_io.rules import to_flax
-
-__all__ = ['to_flax']
+"""The authors' PyTorch checkpoints: their names, files and folder names, read and written."""

@@ -1,5 +1,6 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -69,3 +70,27 @@ class Checkpoints:
 def abstract(state_shapes, sharding):
   """A tree of shapes -> the same with shardings, as `restore` takes it."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes)
+
+
+def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
+  """The newest checkpoint's step, parameters, target parameters (numpy arrays) and JSON data.
+
+  The optimizer stays unread, and nothing in the workdir is touched: a run may be going on there.
+
+  Raises:
+    UserError: there is no complete checkpoint.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  with ocp.CheckpointManager(
+      folder, options=ocp.CheckpointManagerOptions(read_only=True),
+      item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise UserError(f'{folder}: holds no complete checkpoint; let the run reach its first save')
+    shapes = manager.item_metadata(step)['state'].tree
+    wanted = {key: shapes[key] for key in ('params', 'target_params') if shapes.get(key)}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    item = manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
+        meta=ocp.args.JsonRestore()))
+  return step, item['state']['params'], item['state'].get('target_params', {}), item['meta']
