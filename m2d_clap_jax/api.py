@@ -1,0 +1,259 @@
+"""Audio and text in, embeddings and scores out: `load` opens a model, `Pipeline` runs it.
+
+Alphabet: B clips, S samples, T time columns (patches), D width of the encoder, E embedding, C classes.
+"""
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.audio.inputs import as_clips
+from m2d_clap_jax.batching import Chunk, buckets, run_in_batches
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.losses import normalize
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.m2d_clap import valid_patches
+from m2d_clap_jax.weights import Weights, read
+
+TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
+BATCH_NORM_EPSILON = 1e-5
+# Tokens that the semantic projector sees at once: 64 chunks of 190. Its cost grows with their square.
+MOST_TOKENS = 64 * 190
+
+
+def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 'Pipeline':
+  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file for inference.
+
+  Args:
+    dtype: of the matrix products, 'float32' or 'bfloat16'.
+    batch_size: chunks (of 6.08 s, for most models) that the device works on at a time.
+    overrides: what a public file does not tell or tells wrongly: sample_rate, text_encoder (name or folder), fields of
+      `M2DCLAP` such as input_size.
+
+  Raises:
+    UserError: there is no usable model.
+  """
+  return Pipeline(path if isinstance(path, Weights) else read(path, **overrides), dtype=dtype, batch_size=batch_size)
+
+
+class Pipeline:
+  """A model with all that it takes to use it. An embedding depends on its own clip only, not on the rest of the call.
+
+  Audio is one array [S], a batch [B, S] or [B, channels, S], a list of arrays of different lengths, or paths of files;
+  of any length. It is resampled, mixed to mono, cut into chunks of the length that the model was trained on (the last
+  one keeps its own length), and the chunks' time columns are joined. `sample_rate` is that of the arrays in Hz; None
+  means the model's.
+
+  Attributes: network (M2DCLAP), variables (its Flax variables), logmel, sample_rate, weights, fingerprint, classes (of
+  a fine-tuned head, or None).
+  """
+
+  def __init__(self, weights: Weights, *, dtype: str = 'float32', batch_size: int = 32):
+    self.weights = weights
+    self.network = weights.network(dtype)
+    self.sample_rate = weights.sample_rate
+    self.logmel = LogMel.for_rate(weights.sample_rate)
+    self.classes = weights.classes
+    tables = weights.trees.get('tables', {})
+    self.variables = {'params': jax.device_put(_inference_only(weights.nested('params')))}
+    if 'pos_embed' in tables:
+      self.variables['tables'] = {'pos_embed': jnp.asarray(tables['pos_embed'])}
+    self._batch_size = batch_size
+    self._buckets = buckets(self.network.grid[1])
+    self._pooled = jax.jit(functools.partial(_pooled, network=self.network))
+    self._columns = jax.jit(functools.partial(_columns, network=self.network))
+    self._project = jax.jit(functools.partial(_project, network=self.network))
+
+  @property
+  def fingerprint(self) -> str:
+    return self.weights.fingerprint
+
+  def embed(self, waves, sample_rate: int | None = None) -> np.ndarray:
+    """-> [B, 5 * D] clip embeddings for transfer learning: frame features averaged over time."""
+    return np.stack(list(self._means(as_clips(waves, sample_rate or self.sample_rate))))
+
+  def encode_audio(self, waves, sample_rate: int | None = None) -> np.ndarray:
+    """-> [B, E] CLAP audio embeddings, not normalised."""
+    return self.features(waves, sample_rate)[1]
+
+  def features(self, waves, sample_rate: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both kinds in one pass: ([B, 5 * D] of `embed`, [B, E] of `encode_audio` or None without a CLAP head)."""
+    clips = as_clips(waves, sample_rate or self.sample_rate)
+    if self.network.text_width is None:
+      return np.stack(list(self._means(clips))), None
+    if self.network.audio_projector == 'mlp':
+      means = np.stack(list(self._means(clips)))
+      patches = means.reshape(len(means), -1, self.network.width).mean(axis=1)
+      return means, np.asarray(self._project(self.variables, patches[:, None], np.ones((len(means), 1), bool)))
+    pairs = [(frames.mean(axis=0), self._semantic(frames)) for frames, _ in self._frames(clips)]
+    return tuple(np.stack(kind) for kind in zip(*pairs))
+
+  def encode_frames(self, waves, sample_rate: int | None = None):
+    """-> frame features [B, T, 5 * D] and time stamps [B, T] in ms.
+
+    A frame holds the embeddings of one time column's patches side by side, lowest frequencies first. For clips of
+    different lengths both are lists of B arrays.
+    """
+    clips = as_clips(waves, sample_rate or self.sample_rate)
+    pairs = [(frames, np.arange(len(frames)) * (seconds / len(frames)) * 1000)
+             for frames, seconds in self._frames(clips)]
+    features, stamps = map(list, zip(*pairs))
+    if len({len(frames) for frames in features}) == 1:
+      return np.stack(features), np.stack(stamps).astype(np.float32)
+    return features, [stamp.astype(np.float32) for stamp in stamps]
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    """-> [n, E] captions in the space of `encode_audio`, not normalised; UserError without a CLAP head."""
+    self._need_clap()
+    embeddings = self.text_encoder(texts)
+    return np.asarray(self.network.apply(self.variables, embeddings, method='project_text'))
+
+  def classify(self, waves, sample_rate: int | None = None, labels: Sequence[str] = (),
+               template: str | Sequence[str] = TEMPLATE) -> np.ndarray:
+    """Zero-shot classification -> [B, C] cosine similarities of clips and labels.
+
+    Args:
+      labels: C class names, or captions with template='{}'.
+      template: how a label becomes a caption; of several, the normalised embeddings are averaged.
+    """
+    self._need_clap()
+    if not len(labels):
+      raise UserError('classify needs labels, such as labels=["dog", "rain"]')
+    return _unit(self.encode_audio(waves, sample_rate)) @ self.encode_labels(labels, template).T
+
+  def encode_labels(self, labels: Sequence[str], template: str | Sequence[str] = TEMPLATE) -> np.ndarray:
+    """-> [C, E] unit vectors of the labels' captions; template as in `classify`."""
+    templates = [template] if isinstance(template, str) else list(template)
+    captions = [_fill(each, label) for each in templates for label in labels]
+    embedded = _unit(self.encode_text(captions)).reshape(len(templates), len(labels), -1)
+    return _unit(embedded.mean(axis=0))
+
+  def logits(self, waves, sample_rate: int | None = None) -> np.ndarray:
+    """-> [B, C] scores of a fine-tuned model's head, before softmax or sigmoid; UserError where it has no head."""
+    if 'head' not in self.weights.trees:
+      raise UserError(f'{self.weights.source}: has no fine-tuned head; classify(...) compares with captions')
+    head, stats = self.weights.trees['head'], self.weights.trees['head_stats']
+    x = self.embed(waves, sample_rate)
+    if len(stats['mean']) == self.network.width:  # trained with structured patchout: on the mean patch
+      x = x.reshape(len(x), -1, self.network.width).mean(axis=1)
+    x = (x - stats['mean']) / np.sqrt(stats['var'] + BATCH_NORM_EPSILON)
+    return (x @ head['kernel'] + head['bias']).astype(np.float32)
+
+  @functools.cached_property
+  def text_encoder(self):
+    """The captions' frozen sentence encoder, loaded on first use: list of str -> [n, C] float32."""
+    from m2d_clap_jax.text import TextEncoder
+    about = self.weights.text_encoder
+    if about is None:
+      raise UserError(f'{self.weights.source}: does not tell its sentence encoder; give load(..., text_encoder=NAME)')
+    encoder = TextEncoder(about['name'], pooling=about['pooling'], tensors=self.weights.text or None)
+    if about['hash'] and encoder.weights_hash != about['hash']:
+      raise UserError(f'text encoder {about["name"]!r} has weights {encoder.weights_hash} where the model was trained '
+                      f'with {about["hash"]}: give load(..., text_encoder=FOLDER) with the same weights')
+    if encoder.width != self.network.text_width:
+      raise UserError(f'text encoder {about["name"]!r} gives {encoder.width} numbers where the model takes '
+                      f'{self.network.text_width}: give load(..., text_encoder=NAME) the one it was trained with')
+    return encoder
+
+  def _need_clap(self):
+    if self.network.text_width is None:
+      raise UserError(f'{self.weights.source}: has no CLAP head, so it knows nothing of text; use embed(...)')
+
+  def _means(self, clips) -> Iterator[np.ndarray]:
+    """[5 * D] of each clip, in order."""
+    sums, counts = {}, np.zeros(len(clips), int)
+    for chunk, value in run_in_batches(self._chunks(clips), self._pooled_batch, self._buckets, self._batch_size):
+      # In float64 and by chunk number: the order in which chunks were computed must not matter.
+      sums[chunk.clip] = sums.get(chunk.clip, 0) + value.astype(np.float64)
+      counts[chunk.clip] += chunk.columns
+    for i in range(len(clips)):
+      yield (sums[i] / counts[i]).astype(np.float32)
+
+  def _frames(self, clips) -> Iterator[tuple[np.ndarray, float]]:
+    """(frame features [T, 5 * D], seconds) of each clip, in order."""
+    parts, samples = {}, {}
+    chunks = self._chunks(clips, samples)
+    for chunk, value in run_in_batches(chunks, self._columns_batch, self._buckets, self._batch_size):
+      parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
+    for i in range(len(clips)):
+      own = parts.pop(i)
+      yield np.concatenate([own[number] for number in sorted(own)]), samples[i] / self.sample_rate
+
+  def _chunks(self, clips, samples: dict | None = None) -> Iterator[Chunk]:
+    """Cuts all clips, one after the other; `samples` receives their lengths at the model's rate."""
+    patch, (_, columns) = self.network.patch_size[1], self.network.grid
+    mean = self.network.norm_stats[0]  # becomes 0, the pad of the public runtime, when standardised
+    samples = {} if samples is None else samples
+    for i, clip in enumerate(clips):
+      samples[i] = 0
+      for number, piece in enumerate(self.logmel.chunks(_counted(clip.blocks(self.sample_rate), samples, i),
+                                                        columns * patch)):
+        width = -(-piece.shape[1] // patch)
+        piece = np.pad(piece, ((0, 0), (0, width * patch - piece.shape[1])), constant_values=mean)
+        yield Chunk(i, number, width, piece)
+
+  def _pooled_batch(self, logmel, columns):
+    return self._pooled(self.variables, logmel, columns)
+
+  def _columns_batch(self, logmel, columns):
+    return self._columns(self.variables, logmel, columns)
+
+  def _semantic(self, frames: np.ndarray) -> np.ndarray:
+    """Frame features [T, 5 * D] -> [E] by the semantic projector, which attends to all patches of a clip.
+
+    Clips of more than MOST_TOKENS patches (6.5 minutes) are projected in parts, which are averaged by their length.
+    """
+    rows = self.network.grid[0]
+    most = MOST_TOKENS // rows
+    total = np.zeros(self.network.width)
+    for start in range(0, len(frames), most):
+      part = frames[start:start + most]
+      tokens = part.reshape(-1, self.network.width)
+      size = max(256, 1 << (len(tokens) - 1).bit_length())  # few lengths, so few compilations
+      valid = np.arange(size) < len(tokens)
+      tokens = np.pad(tokens, ((0, size - len(tokens)), (0, 0)))
+      total += len(part) * np.asarray(self._project(self.variables, tokens[None], valid[None]))[0]
+    return (total / len(frames)).astype(np.float32)
+
+
+def _columns(variables, logmel, columns, *, network: M2DCLAP):
+  """Raw log-mels [B, F, T * PT] of which `columns` [B] are real -> frame features [B, T, 5 * D]."""
+  with jax.default_matmul_precision('highest' if network.dtype == 'float32' else None):
+    grid = network.grid[0], logmel.shape[2] // network.patch_size[1]
+    z = network.apply(variables, logmel, valid_patches(columns, grid), method='encode')
+    return network.frames(z)
+
+
+def _pooled(variables, logmel, columns, *, network: M2DCLAP):
+  """The same, summed over the real columns -> [B, 5 * D]."""
+  features = _columns(variables, logmel, columns, network=network)
+  real = jnp.arange(features.shape[1])[None] < columns[:, None]
+  return jnp.sum(jnp.where(real[..., None], features, 0), axis=1)
+
+
+def _project(variables, z, valid, *, network: M2DCLAP):
+  with jax.default_matmul_precision('highest'):
+    return network.apply(variables, z, valid, method='project_audio')
+
+
+def _counted(blocks, samples: dict, i: int):
+  for block in blocks:
+    samples[i] += len(block)
+    yield block
+
+
+def _inference_only(params: dict) -> dict:
+  return {name: tree for name, tree in params.items() if name != 'predictor'}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  return np.asarray(normalize(jnp.asarray(x)))
+
+
+def _fill(template: str, label: str) -> str:
+  if '{}' not in template:
+    raise UserError(f'template {template!r} has no {{}} where the label goes, as in {TEMPLATE!r}')
+  return template.replace('{}', label.replace('_', ' '))
