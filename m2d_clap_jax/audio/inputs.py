@@ -44,6 +44,8 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
     if not 1 <= array.ndim <= 3:
       raise UserError(f'audio of shape {array.shape} is not understood: use [S], [B, S], [B, channels, S], or a list')
     items = [array] if array.ndim == 1 else list(array)
+  if not items:
+    raise UserError('no audio was given: the list is empty')
   return [_as_clip(i, item, sample_rate) for i, item in enumerate(items)]
 
 

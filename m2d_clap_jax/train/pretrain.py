@@ -16,6 +16,7 @@ from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
+from m2d_clap_jax.train.init import start_from
 from m2d_clap_jax.train.observe import Observer
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.runlog import Progress, RunLog
@@ -23,6 +24,7 @@ from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.state import create_state
 from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
 from m2d_clap_jax.train.window import Window
+from m2d_clap_jax.weights import Weights, read
 
 
 def run(config, workdir: str):
@@ -31,7 +33,7 @@ def run(config, workdir: str):
   bind(pretrain, settings, 'config', given=('workdir',))(workdir)
 
 
-def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int, epochs: float, steps: int | None,
+def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch_size: int, epochs: float, steps: int | None,
              model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, checkpoints: dict, log_every: int,
              save_every: int, statistics_every: int, evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
@@ -44,7 +46,8 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
   sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
 
   folder, split = bind(open_data, data, 'config.data')()
-  network = make_model(model, folder)
+  weights = read(init) if init else None
+  network = make_model(model, folder, weights)
   total = steps or int(epochs * split.num_clips / batch_size)
   if total < 1:
     raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
@@ -59,7 +62,7 @@ def pretrain(workdir: str, *, task: str, seed: int, data: dict, batch_size: int,
   saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
 
   continued = saved.latest() is not None
-  state, meta = create_or_restore(saved, seed, network, tx, mesh, settings)
+  state, meta = create_or_restore(saved, seed, network, tx, mesh, settings, weights)
   step = first = int(state.step)
   bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
   update = jax.jit(functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, **loss),
@@ -132,11 +135,15 @@ def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo:
   return opened, opened.split(split)
 
 
-def make_model(options: dict, folder: Folder) -> M2DCLAP:
-  """The model, standardising with the data's statistics unless told otherwise; checks that the two fit."""
+def make_model(options: dict, folder: Folder, weights: Weights | None = None) -> M2DCLAP:
+  """The model; checks that it fits the data.
+
+  Unless told otherwise it standardises with the statistics that the weights it starts from were trained with, or with
+  the data's where it starts at random.
+  """
   meta = folder.meta
-  model = bind(M2DCLAP, options | {'norm_stats': options.get('norm_stats') or (meta['mean'], meta['std'])},
-               'config.model')()
+  stats = options.get('norm_stats') or (weights.network().norm_stats if weights else (meta['mean'], meta['std']))
+  model = bind(M2DCLAP, options | {'norm_stats': stats}, 'config.model')()
   check_model(model)
   if meta['logmel']['n_mels'] != model.input_size[0]:
     raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
@@ -177,11 +184,16 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
-def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings):
+def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weights: Weights | None = None):
   """A new state, or that of the newest checkpoint, already placed on the mesh -> (state, checkpoint's JSON data)."""
   create = functools.partial(create_state, seed, model=model, tx=tx)
   if saved.latest() is None:
-    return jax.jit(create, out_shardings=sharding.replicated(mesh))(), {'window': []}
+    state = jax.jit(create, out_shardings=sharding.replicated(mesh))()
+    if weights:
+      state, note = start_from(state, weights)
+      if jax.process_index() == 0:
+        print(note, file=sys.stderr)
+    return state, {'window': []}
   state, meta = saved.restore(abstract(jax.eval_shape(create), sharding.replicated(mesh)))
   before, now = json.loads(json.dumps([meta['settings'], settings]))
   for key in sorted(set(before) | set(now)):

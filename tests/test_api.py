@@ -1,0 +1,232 @@
+"""Inference equals the authors' runtime, and an embedding depends on its own clip alone."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+import m2d_clap_jax
+from m2d_clap_jax import weights
+from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.torch_io.rules import to_flax
+from m2d_clap_jax.weights import Weights
+from tests import reference
+
+LENGTHS = ('0.7', '6.08', '10.0', '13.37')
+
+
+def tiny_weights(seed=0, **changes):
+  """A random model for crops of 96 frames; MiniLM's captions."""
+  fields = dict(reference.TINY, norm_stats=(-7.1, 4.2), text_width=384) | changes
+  rng = np.random.default_rng(seed)
+  shapes = weights.expected_shapes(M2DCLAP(**fields))['params']
+  params = {path: (0.2 if len(shape) > 1 else 0.02) * rng.standard_normal(shape).astype(np.float32)
+            + (path.endswith('scale') and path != 'logit_scale') for path, shape in shapes.items()}
+  encoder = {'name': 'minilm', 'pooling': 'mean', 'hash': None, 'width': fields['text_width']}
+  return Weights(model=fields, trees={'params': params}, text_encoder=encoder, source='tiny')
+
+
+@pytest.fixture(scope='module')
+def model():
+  return m2d_clap_jax.load(tiny_weights())
+
+
+def arpeggio(rate, shift=1.0, seconds=4):
+  """Plucked notes with overtones, and a little noise."""
+  time = np.arange(seconds * rate) / rate
+  notes = sum(np.sin(2 * np.pi * 220 * shift * 2 ** (k / 3) * h * time) / h * (np.floor(time * 4) % 4 == k)
+              for k in range(4) for h in range(1, 6))
+  return (0.15 * notes + 0.005 * np.random.default_rng(1).standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def music():
+  return arpeggio(16000)
+
+
+def close(actual, expected, tolerance):
+  difference = np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+  assert difference <= tolerance, f'{difference:.1e}'
+
+
+@pytest.fixture(scope='module')
+def base():
+  name = 'm2d_clap_vit_base-80x608p16x16'
+  tensors = {key: value for key, value in reference.state_dict(name).items()
+             if not key.startswith(('decoder', 'target', 'mask_token'))}
+  fields = dict(width=768, depth=12, heads=12, input_size=(80, 608), text_width=768)
+  return m2d_clap_jax.load(Weights(model=fields, trees=to_flax(tensors)))
+
+
+@pytest.mark.parametrize('seconds', LENGTHS)
+def test_frames_clips_clap_embeddings_and_time_stamps_equal_the_public_runtime(base, seconds):
+  golden = reference.load('portable_base')
+  waves = golden[f'wav_{seconds}'].astype(np.float32)
+  frames, stamps = base.encode_frames(waves)
+  assert frames.shape == tuple(golden[f'frames_shape_{seconds}'])
+  close(frames[:, :3], golden[f'frames_head_{seconds}'], 1e-4)
+  close(frames[:, -2:], golden[f'frames_tail_{seconds}'], 1e-4)
+  np.testing.assert_allclose(stamps, golden[f'ts_{seconds}'], atol=1e-3)
+  close(frames.mean(axis=1), golden[f'clip_{seconds}'], 1e-4)
+  clip, audio = base.features(waves)
+  close(clip, golden[f'clip_{seconds}'], 1e-4)
+  close(audio, golden[f'clap_{seconds}'], 1e-4)
+
+
+@pytest.mark.parametrize('rate', [16000, 32000])
+@pytest.mark.parametrize('block', [1, 137, 5000, 10 ** 6])
+def test_a_log_mel_in_chunks_is_bit_equal_to_the_whole(rate, block):
+  logmel = LogMel.for_rate(rate)
+  for samples in (1, 150, 201, 16000, 16000 + 40, 30 * 160 - 1, 61 * 160 + 200):
+    wave = np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
+    block_size = max(block, samples // 50)
+    blocks = [wave[i:i + block_size] for i in range(0, samples, block_size)]
+    chunks = list(logmel.chunks(blocks, 30))
+    assert all(chunk.shape[1] == 30 for chunk in chunks[:-1]) and 1 <= chunks[-1].shape[1] <= 30
+    np.testing.assert_array_equal(np.concatenate(chunks, axis=1), logmel.numpy(wave))
+
+
+@pytest.mark.parametrize('kind', ['mlp', 'semantic'])
+def test_a_clip_alone_in_a_batch_and_again_gives_the_same(kind, music):
+  model = m2d_clap_jax.load(tiny_weights(audio_projector=kind), batch_size=16)
+  clip = music[:20000]
+  others = [np.tile(music, 2)[:16000 + 9000 * i] for i in range(6)]
+  alone, alone_audio = model.features([clip])
+  batch, batch_audio = model.features([*others[:3], clip, *others[3:]])
+  again, again_audio = model.features(clip)
+  for value, expected in ((batch[3], alone[0]), (again[0], alone[0]), (batch_audio[3], alone_audio[0]),
+                          (again_audio[0], alone_audio[0])):
+    np.testing.assert_allclose(value, expected, atol=1e-6 * np.abs(expected).max())
+  np.testing.assert_allclose(model.embed([clip]), alone, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(model.encode_audio(clip), alone_audio, rtol=1e-5, atol=1e-6)
+
+
+def test_the_bucket_that_a_clip_falls_into_does_not_matter(model, music):
+  for samples in (1, 400, 2000, 5000, 9000, 15200):
+    clip = music[:samples]
+    columns = -(-(samples // 160 + 1) // 16)
+    logmel = model.logmel.numpy(clip)
+    logmel = np.pad(logmel, ((0, 0), (0, columns * 16 - logmel.shape[1])), constant_values=-7.1)
+    unpadded = model.network.apply(model.variables, logmel[None], method='clip_features')[0]
+    np.testing.assert_allclose(model.embed(clip), unpadded, atol=2e-6 * np.abs(unpadded).max())
+
+
+def test_odd_lengths_do_not_compile_again(model, music):
+  model.embed([music[:n] for n in (1, 3000, 6000, 14000)])
+  before = model._pooled._cache_size()
+  for n in range(1000, 15000, 1301):
+    model.embed(music[:n])
+  assert model._pooled._cache_size() == before
+
+
+def test_stereo_44_khz_int16_and_files_are_close_to_mono_16_khz_float(model, tmp_path):
+  left, right = arpeggio(44100), arpeggio(44100, shift=2 ** (1 / 4))
+  stereo = np.stack([left, right])
+  expected = model.embed(soxr.resample((left + right) / 2, 44100, 16000, quality='HQ'), 16000)
+  as_int = np.round(stereo * 32767).astype(np.int16)
+  soundfile.write(tmp_path / 'music.flac', stereo.T, 44100, subtype='PCM_24')
+  soundfile.write(tmp_path / 'music.wav', as_int.T, 44100, subtype='PCM_16')
+  for waves, rate in ((stereo[None], 44100), ([stereo], 44100), ([stereo.T], 44100), ([as_int], 44100),
+                      (stereo.mean(axis=0), 44100), (tmp_path / 'music.flac', None),
+                      ([str(tmp_path / 'music.wav')], None)):
+    close(model.embed(waves, rate), expected, 1e-3)
+
+
+def test_what_is_no_audio_is_named(model, tmp_path):
+  good = np.zeros(1000, np.float32)
+  bad = good.copy()
+  bad[3] = np.nan
+  for waves, message in [([good, bad], 'item 1 holds NaN'), ([good, good[:0]], 'item 1 is empty'),
+                         (np.zeros((2, 2, 2, 2)), r'shape \(2, 2, 2, 2\)'), ([np.zeros((40, 50))], 'item 0 has shape'),
+                         ([good.astype(complex)], 'item 0: a wave of complex'), ([], 'no audio'),
+                         ([tmp_path / 'missing.wav'], 'missing.wav: no such file')]:
+    with pytest.raises(UserError, match=message):
+      model.embed(waves)
+
+
+def test_silence_and_one_sample_have_finite_embeddings(model):
+  for wave in (np.zeros(16000, np.float32), np.zeros(1, np.float32), np.ones(1, np.int16)):
+    assert np.isfinite(model.embed(wave)).all() and np.isfinite(model.encode_audio(wave)).all()
+
+
+def test_text_and_classification(model, music):
+  labels = ['dog_bark', 'rain', 'violin']
+  text = model.encode_text([f'{label.replace("_", " ")} can be heard' for label in labels])
+  audio = model.encode_audio([music, music[:9000]])
+  cosines = (audio @ text.T) / np.linalg.norm(audio, axis=1)[:, None] / np.linalg.norm(text, axis=1)
+  np.testing.assert_allclose(model.classify([music, music[:9000]], labels=labels), cosines, atol=1e-5)
+  both = model.encode_labels(labels, ['{} can be heard', 'a recording of {}'])
+  np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
+  with pytest.raises(UserError, match='no {} where the label goes'):
+    model.classify(music, labels=labels, template='a sound')
+  with pytest.raises(UserError, match='needs labels'):
+    model.classify(music)
+
+
+def test_models_without_a_clap_head_or_a_classifier_say_so(music):
+  plain = m2d_clap_jax.load(tiny_weights(text_width=None))
+  assert plain.features(music)[1] is None
+  for call in (lambda: plain.encode_text(['a']), lambda: plain.classify(music, labels=['a'])):
+    with pytest.raises(UserError, match='no CLAP head'):
+      call()
+  with pytest.raises(UserError, match='no fine-tuned head'):
+    plain.logits(music)
+
+
+@pytest.mark.parametrize('width', [480, 96], ids=['frames', 'mean patch'])
+def test_logits_of_a_fine_tuned_head(music, width):
+  rng = np.random.default_rng(0)
+  tiny = tiny_weights()
+  tiny.trees['head'] = {'kernel': rng.standard_normal((width, 3), np.float32), 'bias': np.ones(3, np.float32)}
+  tiny.trees['head_stats'] = {'mean': rng.standard_normal(width, np.float32), 'var': np.full(width, 4, np.float32)}
+  model = m2d_clap_jax.load(tiny)
+  features = model.embed(music)
+  if width == 96:
+    features = features.reshape(1, 5, 96).mean(1)
+  expected = (features - tiny.trees['head_stats']['mean']) / np.sqrt(4 + 1e-5) @ tiny.trees['head']['kernel'] + 1
+  np.testing.assert_allclose(model.logits(music), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_position_table_of_the_file_is_used_and_cut(music):
+  tiny = tiny_weights()
+  own = tiny.with_tables()
+  same = m2d_clap_jax.load(own).embed(music)
+  np.testing.assert_allclose(same, m2d_clap_jax.load(tiny).embed(music), rtol=1e-5, atol=1e-6)
+  own.trees['tables']['pos_embed'] = own.trees['tables']['pos_embed'][:, :, ::-1].copy()
+  assert np.abs(m2d_clap_jax.load(own).embed(music[:4000]) - m2d_clap_jax.load(tiny).embed(music[:4000])).max() > 1e-3
+
+
+def test_a_text_encoder_with_other_weights_is_refused():
+  tiny = tiny_weights()
+  tiny.text_encoder['hash'] = '0123456789abcdef'
+  with pytest.raises(UserError, match='has weights .* where the model was trained with 0123456789abcdef'):
+    m2d_clap_jax.load(tiny).encode_text(['a dog'])
+  other = tiny_weights(text_width=64)
+  with pytest.raises(UserError, match='gives 384 numbers where the model takes 64'):
+    m2d_clap_jax.load(other).encode_text(['a dog'])
+
+
+def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path):
+  """In a process of its own: peak memory only ever grows."""
+  rng = np.random.default_rng(0)
+  for name, minutes in (('short', 1), ('long', 60)):
+    with soundfile.SoundFile(tmp_path / f'{name}.wav', 'w', 8000, 1, subtype='PCM_U8') as file:
+      for _ in range(minutes):
+        file.write(0.1 * rng.standard_normal(8000 * 60))
+  code = f'''
+import resource, sys
+sys.path.insert(0, {str(reference.GOLDEN.parent.parent)!r})
+import m2d_clap_jax
+from tests.test_api import tiny_weights
+model = m2d_clap_jax.load(tiny_weights(depth=1, input_size=(80, 608)))
+for name in ('short', 'long'):
+  model.embed({str(tmp_path)!r} + f'/{{name}}.wav')
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+'''
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  short, long = map(int, result.stdout.split())
+  assert long - short < 60 << 10, (short, long, result.stderr)  # KiB; the wave alone would be 230 MB
