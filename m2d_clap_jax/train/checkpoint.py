@@ -1,4 +1,7 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
+import contextlib
+import logging
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -81,7 +84,7 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
     UserError: there is no complete checkpoint.
   """
   folder = epath.Path(workdir) / 'checkpoints'
-  with ocp.CheckpointManager(
+  with _without_notices(), ocp.CheckpointManager(
       folder, options=ocp.CheckpointManagerOptions(read_only=True),
       item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:
     step = manager.latest_step()
@@ -94,3 +97,15 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
         state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
         meta=ocp.args.JsonRestore()))
   return step, item['state']['params'], item['state'].get('target_params', {}), item['meta']
+
+
+@contextlib.contextmanager
+def _without_notices():
+  """Orbax tells what read-only means, each time."""
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
