@@ -39,6 +39,8 @@ def base():
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32
+      'remat': False,  # compute activations twice to save memory
+      'scan': False,  # compile one block instead of all: compilation in seconds
   })
   config.schedule = ConfigDict({
       'base_learning_rate': 3e-4,  # at 256 samples; multiplied by batch_size / 256

@@ -96,14 +96,34 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`."""
+  """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`.
+
+  remat: compute the blocks' activations again in the backward pass instead of keeping them.
+  scan: compile one block and run it `depth` times: much faster to compile, for a copy of the parameters a call.
+  Neither changes parameters or results.
+  """
   depth: int
   heads: int
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
+  remat: bool = False
+  scan: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    for i in range(self.depth):
-      x = Block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x, valid)
+    if self.scan and not self.is_initializing():
+      x = self._scanned(x, valid)
+    else:
+      block = nn.remat(Block) if self.remat else Block
+      for i in range(self.depth):
+        x = block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x, valid)
     return LayerNorm(dtype=self.dtype, name='norm')(x)
+
+  def _scanned(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    params = self.variables['params']
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f'blocks_{i}'] for i in range(self.depth)))
+    block = Block(self.heads, self.mlp_ratio, self.dtype, parent=None)
+
+    def body(x, own):
+      return block.apply({'params': own}, x, valid), None
+    return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, stacked)[0]

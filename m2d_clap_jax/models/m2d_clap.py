@@ -47,6 +47,8 @@ class Predictor(nn.Module):
   out_width: int
   grid: tuple[int, int]
   dtype: Dtype = jnp.float32
+  remat: bool = False
+  scan: bool = False
 
   @nn.compact
   def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
@@ -57,7 +59,7 @@ class Predictor(nn.Module):
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their places
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
-    x = Transformer(self.depth, self.heads, dtype=self.dtype, name='transformer')(x)
+    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, name='transformer')(x)
     return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
 
 
@@ -73,6 +75,7 @@ class M2DCLAP(nn.Module):
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
     norm_stats: mean and standard deviation that raw log-mels are standardised with.
     dtype: type of the matrix products; parameters stay float32.
+    remat, scan: see `Transformer`; they save memory and compilation, and change no result.
   """
   input_size: tuple[int, int] = (80, 608)
   patch_size: tuple[int, int] = (16, 16)
@@ -91,6 +94,8 @@ class M2DCLAP(nn.Module):
   predict: str = 'features'
   norm_stats: tuple[float, float] = (-7.1, 4.2)
   dtype: Dtype = jnp.float32
+  remat: bool = False
+  scan: bool = False
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -104,7 +109,7 @@ class M2DCLAP(nn.Module):
   @nn.nowrap
   def transformer(self) -> Transformer:
     """The encoder's blocks and norm, unbound: run on the target parameters, this is the target encoder."""
-    return Transformer(self.depth, self.heads, dtype=self.dtype)
+    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan)
 
   @property
   def text_projection(self) -> str:
@@ -118,7 +123,8 @@ class M2DCLAP(nn.Module):
     self.encoder = self.transformer()
     self.predictor = Predictor(
         self.predictor_width, self.predictor_depth, self.predictor_heads,
-        pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype)
+        pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype, remat=self.remat,
+        scan=self.scan)
     if self.text_width is not None:
       self.audio_proj = (
           Mlp(self.width, self.dtype) if self.audio_projector == 'mlp' else

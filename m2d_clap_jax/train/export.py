@@ -12,7 +12,7 @@ def read_run(workdir: pathlib.Path) -> Weights:
   """Weights of the newest checkpoint in a pre-training run's workdir; UserError where there is none."""
   step, params, target, meta = read_parameters(workdir.resolve())
   model = {key: tuple(value) if isinstance(value, list) else value for key, value in meta['settings']['model'].items()
-           if key != 'dtype'}
+           if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
   model['norm_stats'] = tuple(meta['norm_stats'])
   encoder = meta['text_encoder']
   if model['text_width'] is None:
