@@ -53,6 +53,9 @@ def base():
       'clap_weight': 0.01,
       'accumulate': 1,  # parts that a batch is computed in to save memory; the losses still see the whole batch
   })
+  # Over how many of the devices parameters and optimizer state are divided (a divisor of their number); None: over as
+  # few as leave room for the activations. The batch is always divided over all devices.
+  config.mesh = ConfigDict({'fsdp': placeholder(int)})
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between those that are kept for good
   config.log_every = 50  # steps, as all that follow
   config.save_every = 1000

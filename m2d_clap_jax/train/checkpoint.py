@@ -70,9 +70,9 @@ class Checkpoints:
                      'or permissions are needed; the same command then continues from the last complete checkpoint')
 
 
-def abstract(state_shapes, sharding):
-  """A tree of shapes -> the same with shardings, as `restore` takes it."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes)
+def abstract(shapes, shardings):
+  """A tree of shapes and one of shardings -> shapes with shardings, as `restore` takes them."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def read_parameters(workdir) -> tuple[int, dict, dict, dict]:

@@ -1,6 +1,7 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
 import json
+import math
 import os
 import sys
 
@@ -24,7 +25,7 @@ from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.state import create_state
 from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
 from m2d_clap_jax.train.window import Window
-from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights import Weights, expected_shapes, read
 
 
 def run(config, workdir: str):
@@ -34,20 +35,19 @@ def run(config, workdir: str):
 
 
 def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch_size: int, epochs: float, steps: int | None,
-             model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, checkpoints: dict, log_every: int,
-             save_every: int, statistics_every: int, evals_every: int, evals: dict):
+             model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict, checkpoints: dict,
+             log_every: int, save_every: int, statistics_every: int, evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
     if settings[key] < 1:
       raise UserError(f'config.{key}={settings[key]}: must be at least 1')
   workdir = make_workdir(workdir)
-  mesh = sharding.make_mesh()
-  sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
-
   folder, split = bind(open_data, data, 'config.data')()
   weights = read(init) if init else None
   network = make_model(model, folder, weights)
+  mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
+  sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
   total = steps or int(epochs * split.num_clips / batch_size)
   if total < 1:
     raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
@@ -65,8 +65,10 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
   state, meta = create_or_restore(saved, seed, network, tx, mesh, settings, weights)
   step = first = int(state.step)
   bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
-  update = jax.jit(functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, **loss),
-                   donate_argnums=0)
+  update = jax.jit(
+      functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh),
+                        **loss),
+      donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
   log = RunLog(workdir, step if continued else None, active=jax.process_index() == 0)
   describe(log, network, split, state, mesh, total, step)
   window = Window(batch_size, meta['window'], saved.latest)
@@ -177,6 +179,10 @@ def check_model(model: M2DCLAP):
       raise UserError(f'config.model.{key}={getattr(model, key)!r}: unknown; known: {", ".join(known)}')
 
 
+def count_parameters(model: M2DCLAP) -> int:
+  return sum(math.prod(shape) for shape in expected_shapes(model)['params'].values())
+
+
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
                   warmup_steps: int | None = None):
   """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps) or steps."""
@@ -187,14 +193,16 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
 def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weights: Weights | None = None):
   """A new state, or that of the newest checkpoint, already placed on the mesh -> (state, checkpoint's JSON data)."""
   create = functools.partial(create_state, seed, model=model, tx=tx)
+  shapes = jax.eval_shape(create)
+  shardings = sharding.of_state(shapes, mesh)
   if saved.latest() is None:
-    state = jax.jit(create, out_shardings=sharding.replicated(mesh))()
+    state = jax.jit(create, out_shardings=shardings)()  # never whole on one device
     if weights:
       state, note = start_from(state, weights)
       if jax.process_index() == 0:
         print(note, file=sys.stderr)
     return state, {'window': []}
-  state, meta = saved.restore(abstract(jax.eval_shape(create), sharding.replicated(mesh)))
+  state, meta = saved.restore(abstract(shapes, shardings))
   before, now = json.loads(json.dumps([meta['settings'], settings]))
   for key in sorted(set(before) | set(now)):
     if before.get(key) != now.get(key) and jax.process_index() == 0:
@@ -204,6 +212,7 @@ def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weigh
 
 def describe(log, model, split, state, mesh, total, step):
   """Prints the sizes of model, data and machine at the start of a run."""
+  log.note(sharding.table(state, mesh))
   count = sum(x.size for x in jax.tree.leaves(state.params))
   log.note(f'{count / 1e6:.1f} M parameters, {model.num_patches} patches; {split.num_clips} clips; '
            f'{mesh.size} {jax.devices()[0].platform} device(s); steps {step} to {total}')

@@ -1,14 +1,55 @@
-"""Placing arrays on devices: one mesh with a `data` axis; parameters on every device, the batch divided."""
+"""Placing arrays on devices: one mesh, and rules that say which axis of which parameter is divided over it.
+
+The mesh has two axes. The batch is divided over both. Parameters, the target network and the optimizer state are
+replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gets the
+rest of a layer while it computes it. With fsdp=1 that is plain data parallelism.
+"""
+import re
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m2d_clap_jax.errors import UserError
 
+# The first pattern that is found in a parameter's path tells which of its axes is divided over `fsdp`. A kernel is
+# [in, out]; the wider side of the two is divided, and vectors, tokens and scalars are too small to be worth it.
+RULES = (
+    (r'(qkv|fc1|patch_embed|embed|pred)/kernel$', PartitionSpec(None, 'fsdp')),
+    (r'kernel$', PartitionSpec('fsdp', None)),
+    (r'', PartitionSpec()),
+)
+COPIES = 4  # of the parameters, in float32: themselves, two moments, and the target network (of the encoder)
+SHARE = 0.3  # of a device's memory that the state may take before it is divided; activations need the rest
 
-def make_mesh(devices=None) -> Mesh:
-  """All devices (of all processes) along one axis, 'data'."""
-  return Mesh(np.asarray(jax.devices() if devices is None else devices), ('data',))
+
+def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
+  """All devices (of all processes) as a mesh of (devices / fsdp) x fsdp; UserError where fsdp does not divide them."""
+  devices = np.asarray(jax.devices() if devices is None else devices)
+  if fsdp < 1 or devices.size % fsdp:
+    raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {devices.size} devices: choose one of '
+                    f'{[n for n in range(1, devices.size + 1) if devices.size % n == 0]}')
+  return Mesh(devices.reshape(-1, fsdp), ('data', 'fsdp'))
+
+
+def mesh_for(parameters: int, *, fsdp: int | None = None) -> Mesh:
+  """The mesh of a run that trains so many parameters; fsdp=None lets `choose_fsdp` decide."""
+  return make_mesh(fsdp=fsdp or choose_fsdp(parameters))
+
+
+def choose_fsdp(parameters: int, devices=None, memory: int | None = None) -> int:
+  """Over how many devices to divide the state so that it takes at most SHARE of a device's memory.
+
+  Args:
+    parameters: number of them.
+    memory: bytes of a device; None asks the device, and where it does not tell (a CPU), nothing is divided.
+  """
+  devices = jax.devices() if devices is None else devices
+  memory = memory or (devices[0].memory_stats() or {}).get('bytes_limit')
+  if not memory:
+    return 1
+  divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+  return next((n for n in divisors if 4 * COPIES * parameters / n <= SHARE * memory), divisors[-1])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -17,8 +58,59 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-  """Divides the first axis over the devices."""
-  return NamedSharding(mesh, PartitionSpec('data'))
+  """Divides the first axis over all devices."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def of_state(shapes, mesh: Mesh):
+  """Shapes of a train state (or any tree of parameters) -> the same tree of shardings, by RULES.
+
+  An axis that `fsdp` does not divide evenly stays whole.
+  """
+  def place(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    even = len(spec) <= len(leaf.shape) and all(
+        axis is None or size % mesh.shape[axis] == 0 for size, axis in zip(leaf.shape, spec))
+    return NamedSharding(mesh, spec if even else PartitionSpec())
+  return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def gather(mesh: Mesh):
+  """A function for `pretrain_step` that makes divided parameters whole where they are used, or None if none are.
+
+  Without it XLA may rather divide the computation, and send activations around.
+  """
+  if mesh.shape['fsdp'] == 1:
+    return None
+  return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def table(shapes, mesh: Mesh) -> str:
+  """What a state takes: one line for each of its parts, with parameters, bytes on each device, and how it is divided."""
+  lines = [f'{"part":<24}{"values":>10}{"MB a device":>13}  divided over']
+  for part, tree in _parts(shapes):
+    leaves = list(zip(jax.tree.leaves(tree), jax.tree.leaves(of_state(tree, mesh))))
+    count = sum(int(np.prod(x.shape)) for x, _ in leaves)
+    size = sum(int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize for x, sharding in leaves)
+    divided = sum(int(np.prod(x.shape)) for x, sharding in leaves if sharding.spec)
+    over = f'fsdp={mesh.shape["fsdp"]} ({100 * divided / max(1, count):.0f}% of it)' if divided else 'nothing'
+    lines.append(f'{part:<24}{_count(count):>10}{size / 2 ** 20:>13.1f}  {over if mesh.shape["fsdp"] > 1 else "nothing"}')
+  return '\n'.join(lines)
+
+
+def _parts(state):
+  for name in ('encoder', 'predictor'):
+    if name in state.params:
+      yield name, {name: state.params[name]}
+  yield 'heads and embedding', {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor')}
+  if state.target_params:
+    yield 'target', state.target_params
+  yield 'optimizer', state.opt_state
+
+
+def _count(n: int) -> str:
+  return f'{n / 1e6:.1f} M' if n >= 1e5 else str(n)
 
 
 def to_devices(mesh: Mesh, batch):

@@ -82,20 +82,25 @@ def clip_logit_scale(params):
 
 
 def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                  ema_schedule: Schedule, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
+                  ema_schedule: Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
-  Returns the new state and scalar metrics. `loss_options` are those of `pretrain_loss`.
+  Returns the new state and scalar metrics. `gather` makes parameters whole that are divided over devices (see
+  `sharding.gather`); `loss_options` are those of `pretrain_loss`.
   """
   mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)
-  return apply_gradients(state, batch, mask, model=model, tx=tx, ema_schedule=ema_schedule, **loss_options)
+  return apply_gradients(state, batch, mask, model=model, tx=tx, ema_schedule=ema_schedule, gather=gather,
+                         **loss_options)
 
 
 def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                    ema_schedule: Schedule, **loss_options):
+                    ema_schedule: Schedule, gather=None, **loss_options):
   """`pretrain_step` with the mask given."""
-  grads, metrics = jax.grad(pretrain_loss, has_aux=True)(
-      state.params, state.target_params, batch, mask, model=model, **loss_options)
+  gather = gather or (lambda tree: tree)
+
+  def loss(params):
+    return pretrain_loss(gather(params), gather(state.target_params), batch, mask, model=model, **loss_options)
+  grads, metrics = jax.grad(loss, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = ema_schedule(state.step)
