@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
 
 DRIVERS = {'pretrain': 'm2d_clap_jax.train.pretrain'}
 
@@ -66,6 +67,9 @@ if __name__ == '__main__':
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except Preempted as notice:
+    print(f'preempted: {notice}', file=sys.stderr)
+    sys.exit(EXIT_PREEMPTED)
   except KeyboardInterrupt:
     print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
     sys.exit(130)

@@ -17,6 +17,7 @@ from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
+from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import start_from
 from m2d_clap_jax.train.observe import Observer
 from m2d_clap_jax.train.optim import make_optimizer
@@ -36,7 +37,7 @@ def run(config, workdir: str):
 
 def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch_size: int, epochs: float, steps: int | None,
              model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict, checkpoints: dict,
-             log_every: int, save_every: int, statistics_every: int, evals_every: int, evals: dict):
+             stall_seconds: float, log_every: int, save_every: int, statistics_every: int, evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
@@ -74,6 +75,7 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
   window = Window(batch_size, meta['window'], saved.latest)
   progress = Progress(first, total, log)
   observer = Observer(network, mesh, split, evaluators, log)
+  preemption, watchdog = Preemption(), Watchdog(stall_seconds)
 
   def observe():
     if step % statistics_every == 0 or step == total:
@@ -83,6 +85,8 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
 
   def save():
     window.check()
+    if saved.latest() == step:
+      return
     saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                        'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
 
@@ -104,6 +108,13 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
       observe()
       if step % save_every == 0 or step == total:
         save()
+    watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
+    if preemption.reached(step):
+      save()
+      saved.close()
+      log.close()
+      raise Preempted(f'stopped after step {step} of {total}, which is saved: the same command continues')
+  watchdog.close()
   saved.close()
   log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   log.close()
@@ -122,7 +133,7 @@ def make_workdir(workdir) -> epath.Path:
   return path
 
 
-def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False):
+def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
   """Opens the prepared folder -> (Folder, Split); with `demo`, renders and prepares the demo corpus there first."""
   if demo:
     from m2d_clap_jax.data.demo import ensure
@@ -134,7 +145,7 @@ def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo:
   if opened.meta['logmel']['sample_rate'] != sample_rate:
     raise UserError(f'{folder}: log-mels are of {opened.meta["logmel"]["sample_rate"]} Hz audio where '
                     f'config.data.sample_rate is {sample_rate}: change one of them')
-  return opened, opened.split(split)
+  return opened, opened.split(split, damaged)
 
 
 def make_model(options: dict, folder: Folder, weights: Weights | None = None) -> M2DCLAP:
