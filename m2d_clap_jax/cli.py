@@ -1,4 +1,4 @@
-"""The `m2d-clap` command. Each subcommand is a module of `m2d_clap_jax.commands`, imported only when it is asked for."""
+"""The `m2d-clap` command. Each subcommand is a module of `m2d_clap_jax.commands`, imported when it is asked for."""
 import argparse
 import importlib
 import os

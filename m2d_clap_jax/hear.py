@@ -1,4 +1,7 @@
-"""The common API of HEAR, the Holistic Evaluation of Audio Representations: `hear-validator m2d_clap_jax.hear -m MODEL`.
+"""The common API of HEAR, the Holistic Evaluation of Audio Representations.
+
+  hear-validator m2d_clap_jax.hear -m MODEL
+  python3 -m heareval.embeddings.runner m2d_clap_jax.hear --model MODEL --tasks-dir TASKS
 
 Tensors come back as what they came in: torch, TensorFlow or numpy, float32. Neither torch nor TensorFlow is imported
 here; where a caller has done so, the loaded model is a Module of theirs, as HEAR's tools demand.

@@ -53,7 +53,8 @@ def run(args):
     if not reason:
       order = sorted(range(len(labels)), key=lambda i: -scores[i])[:top]
       best = [(labels[i], float(scores[i])) for i in order]
-      progress.write(_json(file=name, kind=kind, scores=dict(best)) if args.json else table.rows(name, best), sys.stdout)
+      line = _json(file=name, kind=kind, scores=dict(best)) if args.json else table.rows(name, best)
+      progress.write(line, sys.stdout)
     elif args.json:
       progress.write(_json(file=name, error=reason), sys.stdout)
   if not used:
