@@ -150,7 +150,8 @@ def replacing(path: str) -> Iterator[str]:
     raise UserError(f'{path}: cannot be written ({error.strerror or error}): free space or choose another name'
                     ) from error
   finally:
-    pathlib.Path(temporary).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it has its real name by now, or never came to be
+      os.unlink(temporary)
 
 
 def write_rejected(path: str, rejected: list[tuple[str, str]]) -> str:
