@@ -100,6 +100,8 @@ def test_a_folder_that_holds_something_else_is_not_touched(model, tmp_path, caps
     assert run('convert', model, tmp_path / dst) == 2
     assert message in capsys.readouterr().err
   assert (tmp_path / 'full' / 'README.md').read_text() == 'my notes'
+  assert run('convert', model, model, '--encoder_only') == 2
+  assert 'is SRC itself' in capsys.readouterr().err
   (tmp_path / 'new').mkdir()
   assert run('convert', model, tmp_path / 'new') == 0
   assert run('convert', save_model(tmp_path / 'other', width=48), tmp_path / 'new') == 0, 'a model may be replaced'

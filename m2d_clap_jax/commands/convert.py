@@ -37,6 +37,8 @@ def run(args):
                     + (', and --to pth' if dst.suffix == '.pth' else ''))
   if args.to == 'portable':
     _check_is_free(dst)
+    if dst.exists() and os.path.exists(args.src) and os.path.samefile(args.src, dst):
+      raise UserError(f'{dst}: is SRC itself; give another folder')
   weights = read(args.src, **models.overrides(args))
   if args.encoder_only:
     weights = encoder_only(weights)
