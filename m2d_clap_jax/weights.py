@@ -216,14 +216,14 @@ def check(weights: Weights):
 
 def family(weights: Weights) -> str:
   """What kind of model this is, in words."""
-  model, params = weights.model, weights.trees.get('params', {})
-  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.get('width'), f'width {model.get("width")}')
-  if model.get('text_width') is not None:
-    kind = 'M2D-CLAP (2025)' if model.get('audio_projector') == 'semantic' else 'M2D-CLAP'
+  model, params = weights.network(), weights.trees.get('params', {})
+  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.width, f'width {model.width}')
+  if model.text_width is not None:
+    kind = 'M2D-CLAP (2025)' if model.audio_projector == 'semantic' else 'M2D-CLAP'
   else:
-    kind = 'MSM-MAE' if model.get('predict') == 'pixels' else 'M2D'
-  parts = [f'{kind} ({size}, {model["input_size"][0]}x{model["input_size"][1]}, patches '
-           f'{model["patch_size"][0]}x{model["patch_size"][1]}, {weights.sample_rate // 1000} kHz)']
+    kind = 'MSM-MAE' if model.predict == 'pixels' else 'M2D'
+  parts = [f'{kind} ({size}, {model.input_size[0]}x{model.input_size[1]}, patches '
+           f'{model.patch_size[0]}x{model.patch_size[1]}, {weights.sample_rate // 1000} kHz)']
   if not any(path.startswith('predictor/') for path in params):
     parts.append('encoder only')
   if 'head' in weights.trees:

@@ -30,6 +30,7 @@ ROOMS = {
     'soxr': (r'audio/io\.py', True),
     'sklearn': (r'eval/linear\.py', False),
     'matplotlib': (r'plots\.py', True),
+    'pyarrow': (r'commands/outputs\.py', False),
     'ml_collections': (r'(?!)', False),  # below the drivers nobody knows what a config is: main.py and configs/ only
 }
 # Distribution -> what is imported of it, where the names differ.
