@@ -142,7 +142,7 @@ def _read_portable(folder: pathlib.Path, overrides) -> Weights:
   weights = Weights(
       model=_lists_to_tuples(config['model']), trees=trees, sample_rate=config['sample_rate'],
       text_encoder=config['text_encoder'], classes=config['classes'] and tuple(config['classes']), text=text,
-      text_prefix=prefix, source=str(folder))
+      text_prefix=prefix, source=str(folder), step=config['step'])
   weights = _overridden(weights, overrides)
   check(weights)
   return weights
