@@ -1,6 +1,7 @@
 """Trains and evaluates: python main.py --config=configs/pretrain.py[:VARIANT] --workdir=runs/NAME [--config.KEY=VALUE]"""
 import importlib
 import os
+import re
 import sys
 
 # TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
@@ -17,6 +18,8 @@ DRIVERS = {'pretrain': 'm2d_clap_jax.train.pretrain'}
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
+_PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
 
 
 def run():
@@ -26,19 +29,35 @@ def run():
   config = _CONFIG.value
   if config.task not in DRIVERS:
     raise UserError(f'config.task={config.task!r}: unknown task; known: {", ".join(DRIVERS)}')
-  if _DISTRIBUTED.value:
-    join_processes()
+  if _DISTRIBUTED.value or _COORDINATOR.value or _PROCESS.value:
+    join_processes(**by_hand(_COORDINATOR.value, _PROCESS.value))
   workdir = _WORKDIR.value or os.path.join('runs', config.task)
   importlib.import_module(DRIVERS[config.task]).run(config, workdir if '://' in workdir else os.path.abspath(workdir))
 
 
-def join_processes():
+def by_hand(coordinator, process) -> dict:
+  """What `jax.distributed.initialize` must be told where no cluster tells it."""
+  if not coordinator and not process:
+    return {}
+  match = re.fullmatch(r'(\d+)/(\d+)', process or '')
+  if not coordinator or not match or int(match[1]) >= int(match[2]):
+    raise UserError(f'--coordinator={coordinator} --process={process}: processes started by hand need both, as in '
+                    '--coordinator=host0:1234 --process=0/4 (the last is --process=3/4)')
+  return {'coordinator_address': coordinator, 'process_id': int(match[1]), 'num_processes': int(match[2])}
+
+
+def join_processes(**told):
   import jax
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**told)
   except ValueError as error:
     raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
-                    'option out, or start the processes by SLURM, Open MPI or on a Cloud TPU pod') from error
+                    'option out, start the processes by SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
+                    '--coordinator and --process') from error
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'--coordinator={told.get("coordinator_address")}: the processes did not find each other '
+                    f'({reason}): are all of them started, with the same address?') from error
 
 
 def main(argv):
