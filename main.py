@@ -13,7 +13,9 @@ from ml_collections import config_flags
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
 
-DRIVERS = {'pretrain': 'm2d_clap_jax.train.pretrain'}
+# config.job -> module, function
+DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
+           **{job: ('m2d_clap_jax.eval.run', 'run') for job in ('linear', 'zeroshot', 'retrieval')}}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
@@ -27,12 +29,14 @@ def run():
   if _CONFIG.value is None:
     raise UserError('--config is missing: e.g. --config=configs/pretrain.py:demo')
   config = _CONFIG.value
-  if config.task not in DRIVERS:
-    raise UserError(f'config.task={config.task!r}: unknown task; known: {", ".join(DRIVERS)}')
+  if config.job not in DRIVERS:
+    raise UserError(f'config.job={config.job!r}: unknown; known: {", ".join(DRIVERS)}')
   if _DISTRIBUTED.value or _COORDINATOR.value or _PROCESS.value:
     join_processes(**by_hand(_COORDINATOR.value, _PROCESS.value))
-  workdir = _WORKDIR.value or os.path.join('runs', config.task)
-  importlib.import_module(DRIVERS[config.task]).run(config, workdir if '://' in workdir else os.path.abspath(workdir))
+  workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
+  module, function = DRIVERS[config.job]
+  getattr(importlib.import_module(module), function)(
+      config, workdir if '://' in workdir else os.path.abspath(workdir))
 
 
 def by_hand(coordinator, process) -> dict:
@@ -70,7 +74,7 @@ def parse(argv):
   """absl's own parser, with its errors and those of configuration files told in one line."""
   try:
     rest = flags.FLAGS(argv)
-    getattr(_CONFIG.value, 'task', None)  # a file that could not be loaded fails only now
+    getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
     return rest
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]

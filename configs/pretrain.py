@@ -17,7 +17,7 @@ from m2d_clap_jax.models import SIZES
 
 def base():
   config = ConfigDict()
-  config.task = 'pretrain'
+  config.job = 'pretrain'
   config.seed = 3  # of everything: initialisation, masks, order, crops, captions
   config.init = ''  # weights to start from: a run, portable folder, .pth or .safetensors; empty: random
   config.batch_size = 2048  # of all devices together

@@ -14,6 +14,7 @@ COMMANDS = {
     'classify': 'audio files -> how well labels of your choice fit them',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
+    'report': 'results of evaluations -> the tables of the paper',
 }
 
 

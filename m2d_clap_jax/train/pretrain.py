@@ -2,11 +2,9 @@
 import functools
 import json
 import math
-import os
 import sys
 
 import jax
-from etils import epath
 
 from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
 from m2d_clap_jax.data.records import Folder
@@ -27,6 +25,7 @@ from m2d_clap_jax.train.state import create_state
 from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
 from m2d_clap_jax.train.window import Window
 from m2d_clap_jax.weights import Weights, expected_shapes, read
+from m2d_clap_jax.workdir import make_workdir
 
 
 def run(config, workdir: str):
@@ -35,9 +34,10 @@ def run(config, workdir: str):
   bind(pretrain, settings, 'config', given=('workdir',))(workdir)
 
 
-def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch_size: int, epochs: float, steps: int | None,
-             model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict, checkpoints: dict,
-             stall_seconds: float, log_every: int, save_every: int, statistics_every: int, evals_every: int, evals: dict):
+def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
+             steps: int | None, model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict,
+             checkpoints: dict, stall_seconds: float, log_every: int, save_every: int, statistics_every: int,
+             evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
@@ -90,7 +90,7 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
     saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                        'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
 
-  if step == 0:
+  if not continued:
     observer.draw_mask(state)
     observe()
     save()
@@ -118,19 +118,6 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
   saved.close()
   log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   log.close()
-
-
-def make_workdir(workdir) -> epath.Path:
-  """Makes the folder; UserError where nothing can be written there, before any work is done."""
-  try:
-    path = epath.Path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
-    probe.write_text('')
-    probe.unlink()
-  except OSError as error:
-    raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror or error}): choose another') from error
-  return path
 
 
 def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
