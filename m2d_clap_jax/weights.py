@@ -132,6 +132,9 @@ def _read_portable(folder: pathlib.Path, overrides) -> Weights:
   if not isinstance(config, dict) or config.get('m2d_clap_jax') != FORMAT:
     raise UserError(f'{folder / CONFIG}: not the description of a portable model of format {FORMAT}; make the folder '
                     'with `m2d-clap convert`')
+  missing = {'model', 'sample_rate', 'text_encoder', 'text_prefix', 'classes', 'step'} - set(config)
+  if missing:
+    raise UserError(f'{folder / CONFIG}: lacks {", ".join(sorted(missing))}; make the folder with `m2d-clap convert`')
   tensors = read_tensors(folder / TENSORS)
   prefix = config['text_prefix']
   text = {name.removeprefix(prefix): value for name, value in tensors.items() if prefix and name.startswith(prefix)}
