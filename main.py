@@ -1,6 +1,7 @@
 """Trains and evaluates: python main.py --config=configs/pretrain.py[:VARIANT] --workdir=runs/NAME [--config.KEY=VALUE]"""
 import importlib
 import os
+import re
 import sys
 
 # TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
@@ -10,12 +11,18 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
 
-DRIVERS = {'pretrain': 'm2d_clap_jax.train.pretrain'}
+# config.job -> module, function
+DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
+           'finetune': ('m2d_clap_jax.train.finetune', 'run'),
+           **{job: ('m2d_clap_jax.eval.run', 'run') for job in ('linear', 'zeroshot', 'retrieval')}}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
+_PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
 
 
 def run():
@@ -23,21 +30,39 @@ def run():
   if _CONFIG.value is None:
     raise UserError('--config is missing: e.g. --config=configs/pretrain.py:demo')
   config = _CONFIG.value
-  if config.task not in DRIVERS:
-    raise UserError(f'config.task={config.task!r}: unknown task; known: {", ".join(DRIVERS)}')
-  if _DISTRIBUTED.value:
-    join_processes()
-  workdir = _WORKDIR.value or os.path.join('runs', config.task)
-  importlib.import_module(DRIVERS[config.task]).run(config, workdir if '://' in workdir else os.path.abspath(workdir))
+  if config.job not in DRIVERS:
+    raise UserError(f'config.job={config.job!r}: unknown; known: {", ".join(DRIVERS)}')
+  if _DISTRIBUTED.value or _COORDINATOR.value or _PROCESS.value:
+    join_processes(**by_hand(_COORDINATOR.value, _PROCESS.value))
+  workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
+  module, function = DRIVERS[config.job]
+  getattr(importlib.import_module(module), function)(
+      config, workdir if '://' in workdir else os.path.abspath(workdir))
 
 
-def join_processes():
+def by_hand(coordinator, process) -> dict:
+  """What `jax.distributed.initialize` must be told where no cluster tells it."""
+  if not coordinator and not process:
+    return {}
+  match = re.fullmatch(r'(\d+)/(\d+)', process or '')
+  if not coordinator or not match or int(match[1]) >= int(match[2]):
+    raise UserError(f'--coordinator={coordinator} --process={process}: processes started by hand need both, as in '
+                    '--coordinator=host0:1234 --process=0/4 (the last is --process=3/4)')
+  return {'coordinator_address': coordinator, 'process_id': int(match[1]), 'num_processes': int(match[2])}
+
+
+def join_processes(**told):
   import jax
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**told)
   except ValueError as error:
     raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
-                    'option out, or start the processes by SLURM, Open MPI or on a Cloud TPU pod') from error
+                    'option out, start the processes by SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
+                    '--coordinator and --process') from error
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'--coordinator={told.get("coordinator_address")}: the processes did not find each other '
+                    f'({reason}): are all of them started, with the same address?') from error
 
 
 def main(argv):
@@ -50,7 +75,7 @@ def parse(argv):
   """absl's own parser, with its errors and those of configuration files told in one line."""
   try:
     rest = flags.FLAGS(argv)
-    getattr(_CONFIG.value, 'task', None)  # a file that could not be loaded fails only now
+    getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
     return rest
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
@@ -66,6 +91,9 @@ if __name__ == '__main__':
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except Preempted as notice:
+    print(f'preempted: {notice}', file=sys.stderr)
+    sys.exit(EXIT_PREEMPTED)
   except KeyboardInterrupt:
     print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
     sys.exit(130)

@@ -1,4 +1,4 @@
-"""What is claimed about speed, runnable: python -m benchmarks.train_step | prepare | loader (--help: options).
+"""What is claimed about speed, runnable: python -m benchmarks.train_step | encode | prepare | loader (--help: options).
 
 Each prints its figures beside a ceiling measured in the same run, in turns, because machines are shared and drift.
 """

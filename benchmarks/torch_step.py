@@ -1,9 +1,10 @@
-"""The same update in plain PyTorch, to be measured against: same sizes, same masking, its own best settings.
+"""The same update, and the encoder alone, in plain PyTorch, to be measured against: same sizes, its own best settings.
 
 Only the cost is meant to be the same, not the numbers: weights are torch's own, positions are random.
 """
 import time
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -143,3 +144,27 @@ class TorchStep:
         if hasattr(self.network, 'logit_scale'):
           self.network.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
     self.loss = loss.item()  # waits for the last update
+
+
+class TorchEncoder:
+  """Patch embedding and blocks for inference on random patches; calling it encodes `batch` clips.
+
+  Args:
+    tokens: of each piece that a clip is cut into, [CLS] included; pieces of one length make a batch.
+  """
+
+  def __init__(self, model: M2DCLAP, batch: int, tokens: list[int]):
+    self.device = torch.device('cuda' if jax.default_backend() == 'gpu' else 'cpu')
+    self.dtype = model.dtype
+    pixels = model.patch_size[0] * model.patch_size[1]
+    self.network = nn.Sequential(nn.Linear(pixels, model.width), transformer(model.width, model.depth, model.heads))
+    self.network.to(self.device).eval()
+    sizes = {count: batch * tokens.count(count) for count in tokens}
+    self.pieces = [torch.randn(rows, count, pixels, device=self.device) for count, rows in sizes.items()]
+
+  @torch.inference_mode()
+  def __call__(self):
+    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
+      results = [self.network(piece).mean(1) for piece in self.pieces]
+    for result in results:
+      result.cpu()  # waits

@@ -17,7 +17,7 @@ from m2d_clap_jax.models import SIZES
 
 def base():
   config = ConfigDict()
-  config.task = 'pretrain'
+  config.job = 'pretrain'
   config.seed = 3  # of everything: initialisation, masks, order, crops, captions
   config.init = ''  # weights to start from: a run, portable folder, .pth or .safetensors; empty: random
   config.batch_size = 2048  # of all devices together
@@ -28,6 +28,7 @@ def base():
       'folder': '',  # made by `m2d-clap prepare`
       'split': 'train',
       'sample_rate': 16000,  # Hz; what the log-mels must have been made from
+      'damaged': 'fail',  # or 'skip': leave out clips that cannot be read, and name and count them
       'demo': False,  # render and prepare the demo corpus in `folder` first
   })
   config.model = ConfigDict({
@@ -57,6 +58,7 @@ def base():
   # few as leave room for the activations. The batch is always divided over all devices.
   config.mesh = ConfigDict({'fsdp': placeholder(int)})
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between those that are kept for good
+  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
   config.log_every = 50  # steps, as all that follow
   config.save_every = 1000
   config.statistics_every = 5000

@@ -76,7 +76,8 @@ class Pipeline:
     return np.stack(list(self._means(as_clips(waves, sample_rate or self.sample_rate))))
 
   def encode_audio(self, waves, sample_rate: int | None = None) -> np.ndarray:
-    """-> [B, E] CLAP audio embeddings, not normalised."""
+    """-> [B, E] CLAP audio embeddings, not normalised; UserError without a CLAP head."""
+    self._need_clap()
     return self.features(waves, sample_rate)[1]
 
   def features(self, waves, sample_rate: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -137,6 +137,52 @@ def similarity_map(similarity, row_labels, classes, path, *, title: str = '') ->
   _map(similarity, row_labels, classes, path, title, 'audio', 'text', 'cosine similarity', limits, '{:.2f}')
 
 
+def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy') -> None:
+  """A bar for each class, the best first; values [C] in 0..1, NaN (a class without clips) is left out."""
+  values = np.asarray(values, np.float64)
+  order = [i for i in np.argsort(-np.nan_to_num(values, nan=-1), kind='stable') if np.isfinite(values[i])]
+  fig = _figure(7, 1.5 + 0.2 * max(4, len(order)))
+  ax = _axes(fig, 1, 1, 1, title)
+  ax.barh(range(len(order)), 100 * values[order], color=COLOURS[0], height=0.75)
+  ax.set_yticks(range(len(order)), [str(classes[i]) for i in order], fontsize=8)
+  ax.invert_yaxis()
+  ax.margins(y=0.01)
+  ax.set_xlim(0, 100)
+  ax.set_xlabel(f'{label}, %')
+  ax.grid(True, axis='x', color='0.9', linewidth=0.8)
+  ax.set_axisbelow(True)
+  _save(fig, path)
+
+
+def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> None:
+  """Features [n, D] of at most `most` clips in two dimensions (t-SNE), a mark for each class; labels [n] are numbers.
+
+  Six colours in turn with several marks keep classes apart without relying on colour alone.
+  """
+  from sklearn.decomposition import PCA
+  from sklearn.manifold import TSNE
+  features, labels = np.asarray(features, np.float64), np.asarray(labels)
+  if len(features) > most:
+    chosen = np.random.default_rng(0).choice(len(features), most, replace=False)
+    features, labels = features[chosen], labels[chosen]
+  if len(features) < 5:
+    return
+  narrow = PCA(min(50, *features.shape), random_state=0).fit_transform(features - features.mean(axis=0))
+  places = TSNE(2, perplexity=min(30, (len(features) - 1) / 3), init='pca', random_state=0).fit_transform(narrow)
+  present = np.unique(labels)
+  columns = -(-len(present) // 32)
+  fig = _figure(7 + 1.7 * columns, 6.5)
+  ax = _axes(fig, 1, 1, 1, title)
+  for k, number in enumerate(present):
+    own = places[labels == number]
+    ax.scatter(own[:, 0], own[:, 1], s=14, color=COLOURS[k % len(COLOURS)], marker='osD^vPX*'[k // len(COLOURS) % 8],
+               alpha=0.75, linewidths=0, label=str(classes[number]))
+  ax.set_xticks([])
+  ax.set_yticks([])
+  ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5), ncols=columns)
+  _save(fig, path)
+
+
 def _map(values, rows, columns, path, title, row_name, column_name, scale_name, limits, text_format):
   if values.shape != (len(rows), len(columns)):
     raise ValueError(f'{values.shape} values for {len(rows)} rows and {len(columns)} columns')

@@ -132,6 +132,9 @@ def _read_portable(folder: pathlib.Path, overrides) -> Weights:
   if not isinstance(config, dict) or config.get('m2d_clap_jax') != FORMAT:
     raise UserError(f'{folder / CONFIG}: not the description of a portable model of format {FORMAT}; make the folder '
                     'with `m2d-clap convert`')
+  missing = {'model', 'sample_rate', 'text_encoder', 'text_prefix', 'classes', 'step'} - set(config)
+  if missing:
+    raise UserError(f'{folder / CONFIG}: lacks {", ".join(sorted(missing))}; make the folder with `m2d-clap convert`')
   tensors = read_tensors(folder / TENSORS)
   prefix = config['text_prefix']
   text = {name.removeprefix(prefix): value for name, value in tensors.items() if prefix and name.startswith(prefix)}
@@ -142,7 +145,7 @@ def _read_portable(folder: pathlib.Path, overrides) -> Weights:
   weights = Weights(
       model=_lists_to_tuples(config['model']), trees=trees, sample_rate=config['sample_rate'],
       text_encoder=config['text_encoder'], classes=config['classes'] and tuple(config['classes']), text=text,
-      text_prefix=prefix, source=str(folder))
+      text_prefix=prefix, source=str(folder), step=config['step'])
   weights = _overridden(weights, overrides)
   check(weights)
   return weights
@@ -216,14 +219,14 @@ def check(weights: Weights):
 
 def family(weights: Weights) -> str:
   """What kind of model this is, in words."""
-  model, params = weights.model, weights.trees.get('params', {})
-  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.get('width'), f'width {model.get("width")}')
-  if model.get('text_width') is not None:
-    kind = 'M2D-CLAP (2025)' if model.get('audio_projector') == 'semantic' else 'M2D-CLAP'
+  model, params = weights.network(), weights.trees.get('params', {})
+  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.width, f'width {model.width}')
+  if model.text_width is not None:
+    kind = 'M2D-CLAP (2025)' if model.audio_projector == 'semantic' else 'M2D-CLAP'
   else:
-    kind = 'MSM-MAE' if model.get('predict') == 'pixels' else 'M2D'
-  parts = [f'{kind} ({size}, {model["input_size"][0]}x{model["input_size"][1]}, patches '
-           f'{model["patch_size"][0]}x{model["patch_size"][1]}, {weights.sample_rate // 1000} kHz)']
+    kind = 'MSM-MAE' if model.predict == 'pixels' else 'M2D'
+  parts = [f'{kind} ({size}, {model.input_size[0]}x{model.input_size[1]}, patches '
+           f'{model.patch_size[0]}x{model.patch_size[1]}, {weights.sample_rate // 1000} kHz)']
   if not any(path.startswith('predictor/') for path in params):
     parts.append('encoder only')
   if 'head' in weights.trees:

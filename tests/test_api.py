@@ -170,7 +170,7 @@ def test_text_and_classification(model, music):
 def test_models_without_a_clap_head_or_a_classifier_say_so(music):
   plain = m2d_clap_jax.load(tiny_weights(text_width=None))
   assert plain.features(music)[1] is None
-  for call in (lambda: plain.encode_text(['a']), lambda: plain.classify(music, labels=['a'])):
+  for call in (lambda: plain.encode_text(['a']), lambda: plain.encode_audio(music), lambda: plain.classify(music, labels=['a'])):
     with pytest.raises(UserError, match='no CLAP head'):
       call()
   with pytest.raises(UserError, match='no fine-tuned head'):

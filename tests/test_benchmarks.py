@@ -10,7 +10,7 @@ import jax
 import optax
 import pytest
 
-from benchmarks import loader, prepare, train_step
+from benchmarks import encode, loader, prepare, train_step
 from benchmarks.report import Row, in_turns, table
 from configs import pretrain
 from m2d_clap_jax.models import M2DCLAP
@@ -85,6 +85,38 @@ def test_train_step_prints_its_ratio_to_pytorch(capsys):
   pytest.importorskip('torch')
   train_step.main([*TINY, '--torch'])
   assert 'PyTorch in the same run' in capsys.readouterr().out
+
+
+def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys, tmp_path):
+  pytest.importorskip('torch')
+  encode.main(['--size', 'small_2s', '--batch', '1', '2', '--rounds', '1', '--matmul', '64', '--torch', '--out',
+               str(tmp_path / 'x.json')])
+  printed = capsys.readouterr().out
+  for name in ('clips at batch 2', 'ViT alone in PyTorch, in the same run', 'log-mel alone', 'peak growth of memory'):
+    assert name in printed
+  rows = [row for row in json.loads((tmp_path / 'x.json').read_text())['rows'] if row['figure'] == 'clips at batch 2']
+  assert len(rows) == 2 and rows[0]['value'] == rows[1]['value'] and rows[0]['ceiling_is'].endswith('product of 64')
+
+
+def test_the_benchmark_encodes_the_tokens_that_a_clip_has():
+  model = encode.M2DCLAP(width=32, depth=1, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=2)
+  pipeline = encode.random_pipeline(model, 1)
+  assert encode.token_counts(pipeline) == [1 + 5 * 38, 1 + 5 * 25], '1001 frames: 608, and 393 in 25 columns'
+  frames, _ = pipeline.encode_frames(encode.np.zeros(160000, encode.np.float32))
+  assert sum(encode.token_counts(pipeline)) == 2 + 5 * frames.shape[1]
+  # Of Base: 2 * 3072 * 768 * 4 a token in the products of a block, and attention. By hand, for 191 and 126 tokens.
+  base = encode.clip_flops(M2DCLAP(), [191, 126])
+  assert base == pytest.approx(12 * 2 * 768 * (12 * 768 * 317 + 2 * (191 ** 2 + 126 ** 2)) + 2 * 315 * 256 * 768)
+
+
+def test_encode_runs_without_tensorflow_orbax_and_transformers(tmp_path):
+  blocked = ['tensorflow', 'tensorflow_datasets', 'transformers', 'orbax', 'clu', 'ml_collections']
+  program = (f'import sys\nfor name in {blocked}: sys.modules[name] = None\nfrom benchmarks import encode\n'
+             'encode.main("--size small_2s --batch 1 --rounds 1 --matmul 64 --dtype bfloat16".split())\n'
+             'assert "torch" not in sys.modules')
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'clips at batch 1' in done.stdout
 
 
 def test_a_misspelt_field_of_the_model_is_named(capsys):

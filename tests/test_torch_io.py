@@ -285,6 +285,9 @@ def test_a_portable_folder_with_a_damaged_description_is_refused(tmp_path):
   config.write_text('{"m2d_clap_jax": 99}')
   with pytest.raises(UserError, match='format 1'):
     weights.read(tmp_path / 'portable')
+  config.write_text('{"m2d_clap_jax": 1, "model": {}}')
+  with pytest.raises(UserError, match='lacks classes, sample_rate, step, text_encoder, text_prefix'):
+    weights.read(tmp_path / 'portable')
   config.write_text('{')
   with pytest.raises(UserError, match='not valid JSON'):
     weights.read(tmp_path / 'portable')

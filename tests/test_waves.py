@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.data import waves
 from m2d_clap_jax.data.sampling import Epochs, rarity
 from m2d_clap_jax.data.waves import Waves
@@ -18,7 +19,7 @@ def test_waves_are_cut_filled_and_clipped_and_decoded_once(tmp_path, monkeypatch
     return sources[i]
   options = {'samples': 4, 'rate': 16000, 'note': lambda done, total: notes.append((done, total))}
   found = Waves(tmp_path, 'abc', read, **options)
-  assert len(found) == 3 and notes == [(2, 3), (3, 3)]
+  assert len(found) == 3 and notes == [(2, 3), (3, 3)] and not found.rejected
   expected = np.array([[0.5] * 4, [-1, -1, -1, 0], [1] * 4])
   np.testing.assert_allclose(found[np.arange(3)] / 32767, expected, atol=2e-5)
   np.testing.assert_array_equal(found[2], found[[2]][0])
@@ -36,13 +37,23 @@ def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
   def read(i):
     asked.append(i)
     if i == 3 and asked.count(3) == 1:
-      raise UserError('3.wav: damaged')
+      raise KeyboardInterrupt
     return np.ones(2)
-  with pytest.raises(UserError, match='3.wav'):
+  with pytest.raises(KeyboardInterrupt):
     Waves(tmp_path, 'abcd', read, samples=2, rate=1)
   found = Waves(tmp_path, 'abcd', read, samples=2, rate=1)
   assert asked.count(0) == 1 and asked.count(3) == 2
   assert (found[np.arange(4)] == 32767).all()
+
+
+def test_what_cannot_be_read_is_told_each_time(tmp_path):
+  def read(i):
+    if i:
+      raise AudioError('b.wav: the file is empty')
+    return np.ones(2)
+  for _ in range(2):
+    found = Waves(tmp_path, 'ab', read, samples=2, rate=1)
+    assert found.rejected == {1: 'b.wav: the file is empty'} and not found[1].any() and found[0].all()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

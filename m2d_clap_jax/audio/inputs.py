@@ -29,7 +29,7 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
 
   Args:
     waves: [S] one clip, [B, S] or [B, channels, S] a batch; or a list whose items are [S], [channels, S], [S, channels]
-      (channels is the shorter axis) or paths. Integers are scaled to [-1, 1], channels averaged.
+      (channels is the shorter axis), paths or `AudioClip`s. Integers are scaled to [-1, 1], channels averaged.
     sample_rate: of the arrays, Hz; files know their own.
 
   Raises:
@@ -52,6 +52,8 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
 def _as_clip(i: int, item, sample_rate: int) -> AudioClip:
   if isinstance(item, (str, os.PathLike)):
     return AudioClip(os.fspath(item), None, 0)
+  if isinstance(item, AudioClip):
+    return item
   array, name = np.asarray(item), f'item {i}'
   if array.ndim not in (1, 2):
     raise UserError(f'{name} has shape {array.shape}: one clip is [S], [channels, S] or [S, channels]')

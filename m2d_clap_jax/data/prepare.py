@@ -4,12 +4,12 @@ import dataclasses
 import fcntl
 import os
 import sys
-import time
 
 from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, shards, worker
 from m2d_clap_jax.data.pool import Pool
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.progress import Progress
 
 
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
@@ -53,7 +53,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
       with shards.writing(out):
-        bank.embed([row for job in todo for row in job.rows], _Progress('captions'))
+        bank.embed([row for job in todo for row in job.rows], Progress('captions'))
     return _write(out, jobs, done, worker.AUDIO, audio_root, bank, logmel, max_seconds, workers)
 
 
@@ -106,7 +106,7 @@ def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers):
     if done:
       print(f'{out}: {len(done)} of {len(jobs)} shards are there already', file=sys.stderr)
     files = [row for job in todo for row in job.rows]
-    progress = _Progress('files', len(files))
+    progress = Progress('files', len(files))
     tasks = ((os.path.join(os.fspath(root), row.file_name), logmel, max_seconds) for row in files if not row.reason)
     count = workers or len(os.sched_getaffinity(0))
     with Pool(target, min(count, len(files))) as pool, contextlib.closing(progress):
@@ -176,38 +176,3 @@ def _folder(out):
     except BlockingIOError as e:
       raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
     yield out
-
-
-class _Progress:
-  """A line with the time left on a terminal; elsewhere (log files) a line every half minute."""
-
-  def __init__(self, name, total=None):
-    self.name, self.done, self.total = name, 0, total
-    self.start = self.told = time.monotonic()
-    self.bar = None
-
-  def step(self):
-    """One file more, written or rejected."""
-    self(self.done + 1, self.total)
-
-  def __call__(self, done, total):
-    self.done, self.total = done, total
-    if sys.stderr.isatty():
-      if self.bar is None:
-        import tqdm
-        self.bar = tqdm.tqdm(total=total, desc=self.name, unit=' ' + self.name, dynamic_ncols=True)
-      self.bar.update(done - self.bar.n)
-      if done >= total:
-        self.close()
-      return
-    now = time.monotonic()
-    if now - self.told > 30:
-      self.told = now
-      left = (now - self.start) / done * (total - done) if done else 0
-      print(f'{self.name}: {done} of {total}, {left / 60:.0f} min left', file=sys.stderr, flush=True)
-
-  def close(self):
-    """Ends the line."""
-    if self.bar is not None:
-      self.bar.close()
-      self.bar = None

@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import os
 import struct
+import sys
 import threading
 
 import numpy as np
@@ -40,11 +41,11 @@ class Folder:
     schema.check_version(self.meta)
     self.splits = list(self.meta['splits'])
 
-  def split(self, name):
-    """Name -> Split. UserError for an unknown name, and for missing or truncated shards."""
+  def split(self, name, damaged='fail'):
+    """Name -> Split. UserError for an unknown name, and, with damaged='fail', for missing or truncated shards."""
     if name not in self.splits:
       raise UserError(f'{self.path}: has no split {name!r}, only {", ".join(self.splits)}')
-    return Split(self.path, name, self.meta)
+    return Split(self.path, name, self.meta, damaged)
 
 
 class Split:
@@ -54,9 +55,13 @@ class Split:
     name, meta: the split's name and prepare.json's dict.
     num_clips: number of records.
     files: paths of the shards.
+    damaged: {record: why it cannot be read}, of those found so far where they are skipped.
   """
 
-  def __init__(self, folder, name, meta):
+  def __init__(self, folder, name, meta, damaged='fail'):
+    if damaged not in ('fail', 'skip'):
+      raise UserError(f"config.data.damaged={damaged!r}: unknown; known: 'fail', 'skip'")
+    self.skip_damaged, self.damaged = damaged == 'skip', {}
     self.name, self.meta = name, meta
     count = meta['splits'][name]['shards']
     stems = [os.path.join(folder, f'{name}-{i:05d}-of-{count:05d}') for i in range(count)]
@@ -64,7 +69,8 @@ class Split:
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
       sidecars = list(pool.map(lambda stem: shards.read_json(f'{stem}.tfrecord.json'), stems))
       self._bytes = [sidecar['bytes'] for sidecar in sidecars]
-      list(pool.map(lambda pair: _check_length(*pair), zip(self.files, self._bytes)))
+      if not self.skip_damaged:
+        list(pool.map(lambda pair: _check_length(*pair), zip(self.files, self._bytes)))
     offsets = [np.asarray(sidecar['offsets'], np.int64) for sidecar in sidecars]
     ends = [np.append(part[1:], size).astype(np.int64)[:len(part)] for part, size in zip(offsets, self._bytes)]
     self._starts = np.cumsum([0] + [len(part) for part in offsets])  # number of each shard's first record
@@ -89,7 +95,26 @@ class Split:
     return [self._read(*place) for place in zip(*(part.tolist() for part in self.locate(ids)))]
 
   def clip(self, i):
-    """Record `i`, decoded. UserError naming shard and record if it is damaged."""
+    """Record `i`, decoded.
+
+    Of a split that skips damaged records, the next one that is not; what was left out is named, counted and printed.
+
+    Raises:
+      UserError: names shard and record if it is damaged, or if all are.
+    """
+    if not self.skip_damaged:
+      return self._clip(i)
+    for number in (np.arange(i, i + self.num_clips) % self.num_clips).tolist():
+      if number in self.damaged:
+        continue
+      try:
+        return self._clip(number)
+      except UserError as error:
+        self.damaged[number] = str(error)
+        print(f'note: clip left out, {len(self.damaged)} so far: {error}', file=sys.stderr)
+    raise UserError(f'{self.files[0]} and all other shards: not one clip of {self.name!r} can be read')
+
+  def _clip(self, i):
     try:
       return schema.decode(self.read([i])[0], self.meta)
     except ValueError as e:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.errors import UserError
 
 SHARD = 1024  # clips of a file
@@ -27,8 +28,10 @@ class Waves:
     rate: Hz, only to tell sets apart.
     note: called with (clips done, clips) after each file.
 
+  Attributes: samples; rejected: {number: reason} of clips that cannot be read, whose waves are silence.
+
   Raises:
-    UserError: a recording cannot be read, or the folder cannot be written.
+    UserError: the folder cannot be written.
   """
 
   def __init__(self, folder, names: Sequence[str], read: Callable[[int], np.ndarray], *, samples: int, rate: int,
@@ -36,6 +39,7 @@ class Waves:
     key = hashlib.sha256(json.dumps([list(names), samples, rate, SHARD]).encode()).hexdigest()[:16]
     self.folder = pathlib.Path(folder) / f'waves-{key}'
     self.samples, self._read, self._count = samples, read, len(names)
+    self.rejected = {}
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -55,18 +59,30 @@ class Waves:
 
   def _shard(self, start: int, pool, note) -> np.ndarray:
     path = self.folder / f'{start // SHARD:05d}.npy'
+    reasons = path.with_suffix('.json')
     stop = min(start + SHARD, self._count)
     if not path.exists():
-      block = np.stack(list(pool.map(self._fixed, range(start, stop))))
-      partial = path.with_suffix(f'.{os.getpid()}.tmp')  # of this process: others of a run decode the same
-      with open(partial, 'wb') as file:
-        np.save(file, block)
-      partial.replace(path)
-      note(stop, self._count)
+      rejected = {}
+      block = np.stack(list(pool.map(lambda i: self._fixed(i, rejected), range(start, stop))))
+      # The waves come last. The names are of this process: others of a run decode the same.
+      _replace(reasons, lambda file: file.write(json.dumps(rejected).encode()))
+      _replace(path, lambda file: np.save(file, block))
+    self.rejected |= {int(i): reason for i, reason in json.loads(reasons.read_text()).items()}
+    note(stop, self._count)
     return np.load(path, mmap_mode='r')
 
-  def _fixed(self, i: int) -> np.ndarray:
-    wave = np.asarray(self._read(i), np.float32)[:self.samples]
+  def _fixed(self, i: int, rejected: dict) -> np.ndarray:
     out = np.zeros(self.samples, np.int16)
-    out[:len(wave)] = np.round(np.clip(wave, -1, 1) * SCALE)
+    try:
+      wave = np.asarray(self._read(i), np.float32)[:self.samples]
+      out[:len(wave)] = np.round(np.clip(wave, -1, 1) * SCALE)
+    except AudioError as error:
+      rejected[i] = str(error)
     return out
+
+
+def _replace(path: pathlib.Path, write):
+  partial = path.with_suffix(f'.{os.getpid()}.tmp')
+  with open(partial, 'wb') as file:
+    write(file)
+  partial.replace(path)

@@ -66,7 +66,7 @@ def save_portable(weights: Weights, folder) -> pathlib.Path:
   _in_place(folder / CARD, lambda path: path.write_text(model_card(weights)))
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
-            'classes': weights.classes}
+            'classes': weights.classes, 'step': weights.step}
   _in_place(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + '\n'))
   return folder
 

@@ -3,14 +3,18 @@ import contextlib
 import json
 import logging
 import sys
+import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train.state import TrainState
+
+DAMAGED = 'damaged_checkpoints'  # beside the good ones
 
 
 class Checkpoints:
@@ -42,19 +46,50 @@ class Checkpoints:
       raise self._failed(step, error) from error
 
   def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict]:
-    """Restores the newest checkpoint onto the shardings of `abstract_state` -> (state, its JSON data).
+    """Restores the newest usable checkpoint onto the shardings of `abstract_state` -> (state, its JSON data).
 
-    Raises UserError where the checkpoint's arrays are not those of the configuration.
+    One that is damaged is put aside, saying so, and the one before is taken.
+
+    Raises:
+      UserError: the checkpoint's arrays are not those of the configuration, or all checkpoints are damaged.
     """
-    step = self.latest()
+    while (step := self.latest()) is not None:
+      try:
+        item = self._manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()))
+        return item['state'], item['meta']
+      except Exception as error:  # every layer below raises its own kinds for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if self._differs(step, abstract_state):
+          raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
+                          'configuration that it was made with, or use another --workdir') from error
+        self._put_aside(step, reason)
+    raise UserError(f'{self.folder}: every checkpoint is damaged (they are in {self.folder.parent / DAMAGED}); start '
+                    'again with another --workdir')
+
+  def _differs(self, step: int, abstract_state: TrainState) -> bool:
+    """Whether a checkpoint's arrays have other names or shapes than wanted; False where it does not even tell them."""
     try:
-      item = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()))
-    except (ValueError, KeyError) as error:
-      reason = str(error).strip().splitlines()[0][:300]
-      raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
-                      'configuration that it was made with, or use another --workdir') from error
-    return item['state'], item['meta']
+      with _without_notices(), ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(self.folder / str(step) / 'state').item_metadata.tree
+    except Exception:  # as in `restore`
+      return False
+
+    def shapes(tree):
+      return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return shapes(found) != shapes(abstract_state)
+
+  def _put_aside(self, step: int, reason: str):
+    if jax.process_index() == 0:
+      place = self.folder.parent / DAMAGED
+      place.mkdir(parents=True, exist_ok=True)
+      (self.folder / str(step)).rename(place / f'{step}-{time.time_ns()}')
+      print(f'note: the checkpoint of step {step} is damaged ({reason}) and was moved to {place}; taking the one before',
+            file=sys.stderr)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'put aside {step}')
+    self._manager.reload()
 
   def wait(self):
     """Blocks until the save in the background is on disk."""

@@ -1,11 +1,9 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
 import math
-import os
 import sys
 
 import jax
-from etils import epath
 
 from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
 from m2d_clap_jax.data.records import Folder
@@ -16,6 +14,7 @@ from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
+from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import start_from
 from m2d_clap_jax.train.observe import Observer
 from m2d_clap_jax.train.optim import make_optimizer
@@ -25,6 +24,7 @@ from m2d_clap_jax.train.state import create_state
 from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
 from m2d_clap_jax.train.window import Window
 from m2d_clap_jax.weights import Weights, expected_shapes, read
+from m2d_clap_jax.workdir import make_workdir
 
 
 def run(config, workdir: str):
@@ -33,9 +33,10 @@ def run(config, workdir: str):
   bind(pretrain, settings, 'config', given=('workdir',))(workdir)
 
 
-def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch_size: int, epochs: float, steps: int | None,
-             model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict, checkpoints: dict,
-             log_every: int, save_every: int, statistics_every: int, evals_every: int, evals: dict):
+def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
+             steps: int | None, model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict,
+             checkpoints: dict, stall_seconds: float, log_every: int, save_every: int, statistics_every: int,
+             evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
@@ -73,6 +74,7 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
   window = Window(batch_size, meta['window'], saved.latest)
   progress = Progress(first, total, log)
   observer = Observer(network, mesh, split, evaluators, log)
+  preemption, watchdog = Preemption(), Watchdog(stall_seconds)
 
   def observe():
     if step % statistics_every == 0 or step == total:
@@ -82,10 +84,12 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
 
   def save():
     window.check()
+    if saved.latest() == step:
+      return
     saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                        'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
 
-  if step == 0:
+  if not continued:
     observer.draw_mask(state)
     observe()
     save()
@@ -103,25 +107,19 @@ def pretrain(workdir: str, *, task: str, seed: int, init: str, data: dict, batch
       observe()
       if step % save_every == 0 or step == total:
         save()
+    watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
+    if preemption.reached(step):
+      save()
+      saved.close()
+      log.close()
+      raise Preempted(f'stopped after step {step} of {total}, which is saved: the same command continues')
+  watchdog.close()
   saved.close()
   log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   log.close()
 
 
-def make_workdir(workdir) -> epath.Path:
-  """Makes the folder; UserError where nothing can be written there, before any work is done."""
-  try:
-    path = epath.Path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
-    probe.write_text('')
-    probe.unlink()
-  except OSError as error:
-    raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror or error}): choose another') from error
-  return path
-
-
-def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False):
+def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
   """Opens the prepared folder -> (Folder, Split); with `demo`, renders and prepares the demo corpus there first."""
   if demo:
     from m2d_clap_jax.data.demo import ensure
@@ -133,7 +131,7 @@ def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo:
   if opened.meta['logmel']['sample_rate'] != sample_rate:
     raise UserError(f'{folder}: log-mels are of {opened.meta["logmel"]["sample_rate"]} Hz audio where '
                     f'config.data.sample_rate is {sample_rate}: change one of them')
-  return opened, opened.split(split)
+  return opened, opened.split(split, damaged)
 
 
 def make_model(options: dict, folder: Folder, weights: Weights | None = None) -> M2DCLAP:

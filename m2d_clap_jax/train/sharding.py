@@ -45,7 +45,7 @@ def choose_fsdp(parameters: int, devices=None, memory: int | None = None) -> int
     memory: bytes of a device; None asks the device, and where it does not tell (a CPU), nothing is divided.
   """
   devices = jax.devices() if devices is None else devices
-  memory = memory or (devices[0].memory_stats() or {}).get('bytes_limit')
+  memory = memory or (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')  # others' cannot be asked
   if not memory:
     return 1
   divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
@@ -87,15 +87,16 @@ def gather(mesh: Mesh):
 
 
 def table(shapes, mesh: Mesh) -> str:
-  """What a state takes: one line for each of its parts, with parameters, bytes on each device, and how it is divided."""
+  """What a state takes: a line for each of its parts, with values, bytes on each device, and how it is divided."""
   lines = [f'{"part":<24}{"values":>10}{"MB a device":>13}  divided over']
   for part, tree in _parts(shapes):
     leaves = list(zip(jax.tree.leaves(tree), jax.tree.leaves(of_state(tree, mesh))))
     count = sum(int(np.prod(x.shape)) for x, _ in leaves)
     size = sum(int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize for x, sharding in leaves)
     divided = sum(int(np.prod(x.shape)) for x, sharding in leaves if sharding.spec)
-    over = f'fsdp={mesh.shape["fsdp"]} ({100 * divided / max(1, count):.0f}% of it)' if divided else 'nothing'
-    lines.append(f'{part:<24}{_count(count):>10}{size / 2 ** 20:>13.1f}  {over if mesh.shape["fsdp"] > 1 else "nothing"}')
+    over = f'fsdp={mesh.shape["fsdp"]} ({100 * divided / count:.0f}% of it)'
+    over = over if divided and mesh.shape['fsdp'] > 1 else 'nothing'
+    lines.append(f'{part:<24}{_count(count):>10}{size / 2 ** 20:>13.1f}  {over}')
   return '\n'.join(lines)
 
 
@@ -103,7 +104,8 @@ def _parts(state):
   for name in ('encoder', 'predictor'):
     if name in state.params:
       yield name, {name: state.params[name]}
-  yield 'heads and embedding', {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor')}
+  rest = {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor')}
+  yield 'heads and embedding', rest
   if state.target_params:
     yield 'target', state.target_params
   yield 'optimizer', state.opt_state

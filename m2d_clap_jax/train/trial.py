@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from m2d_clap_jax import plots
 from m2d_clap_jax.data.pipeline import prefetch
@@ -22,6 +23,7 @@ from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.export import classifier_weights
 from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Inputs, create_state, finetune_step, freezing,
                                               score)
+from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import merge
 from m2d_clap_jax.train.runlog import Progress, RunLog, read_history
 from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
@@ -34,9 +36,13 @@ BEST, RESULT = 'best', 'result.json'
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """What all runs and folds have in common; `run` does one of them. settings: the whole configuration."""
+  """What all runs and folds have in common; `run` does one of them.
+
+  places: {file: number in waves}; table: position table [1, 1 + N, D]; settings: the whole configuration.
+  """
   task: Task
   waves: Waves
+  places: dict[str, int]
   inputs: Inputs
   classifier: Classifier
   table: np.ndarray
@@ -63,9 +69,11 @@ class Trial:
     best = self._train(folder, seed, splits, where)
     found = best['score']
     if where == 'valid' and splits['test']:
-      state = _variables(read(folder / BEST))
-      found = self._score(jax.device_put(state, sharding.replicated(self.mesh)), splits['test'])
-    result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'{where}_score': best['score']}
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(folder))  # the first process has written what all read
+      variables = jax.device_put(_variables(read(folder / BEST)), sharding.replicated(self.mesh))
+      found = self._score(variables, splits['test'])
+    result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'best_{where}': best['score']}
     if jax.process_index() == 0:
       (folder / RESULT).write_text(json.dumps(result, indent=2) + '\n')
     return result
@@ -88,7 +96,13 @@ class Trial:
     window = Window(settings['batch_size'], meta['window'], saved.latest)
     progress, best = Progress(first, total, log), meta['best']
     update = self._update(tx, state)
+    preemption, watchdog = Preemption(), Watchdog(settings['stall_seconds'])
     tables = self._tables()
+
+    def save():
+      window.check()
+      if saved.latest() != step:
+        saved.save(state, {'settings': settings, 'window': window.rows, 'best': best})
 
     def batch(step: int) -> dict:
       rows = sharding.own_part(epochs.clips(step))
@@ -102,16 +116,20 @@ class Trial:
         row = window.flush() | {'learning_rate': float(rate(step - 1))}
         log.write(step, row)
         progress.show(step, row)
-      if step % epochs.steps:
-        continue
-      epoch = step // epochs.steps
+      epoch, rest = divmod(step, epochs.steps)
       with window.uncounted():
-        if epoch % settings['evals_every'] == 0 or step == total:
+        if not rest and (epoch % settings['evals_every'] == 0 or step == total):
           window.check()
           best = self._evaluate(folder, log, step, epoch, state, splits[where], where, best)
-        if epoch % settings['save_every'] == 0 or step == total:
-          window.check()
-          saved.save(state, {'settings': settings, 'window': window.rows, 'best': best})
+        if not rest and (epoch % settings['save_every'] == 0 or step == total):
+          save()
+      watchdog.beat(f'step {step}')
+      if preemption.reached(step):
+        save()
+        saved.close()
+        log.close()
+        raise Preempted(f'{folder} stopped after step {step} of {total}, which is saved: the same command continues')
+    watchdog.close()
     saved.close()
     log.close()
     return best
@@ -153,13 +171,8 @@ class Trial:
     return jax.jit(functools.partial(score, model=self.classifier, inputs=self.inputs),
                    out_shardings=sharding.replicated(self.mesh))
 
-  @functools.cached_property
-  def _places(self) -> dict:
-    return {clip: i for i, clip in enumerate(self.task.clips)}
-
   def _numbers(self, clips) -> np.ndarray:
-    """Where clips are in task.clips, and so in the waves."""
-    return np.array([self._places[clip] for clip in clips])
+    return np.array([self.places[clip.file] for clip in clips])
 
   def _tables(self):
     return jax.device_put({'network': {'pos_embed': self.table}}, sharding.replicated(self.mesh))

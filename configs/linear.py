@@ -1,0 +1,33 @@
+"""The paper's linear evaluation of a model on a task: --config.init=MODEL --config.task=esc50 --config.data.root=DIR"""
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def common(job):
+  config = ConfigDict()
+  config.job = job
+  config.task = 'esc50'  # a task of the paper, or any name with data.csv and data.seconds
+  config.init = ''  # the model: a run, portable folder, .pth or .safetensors
+  config.seed = 0
+  config.data = ConfigDict({
+      'root': '',  # folder that file names are relative to
+      'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
+      'seconds': placeholder(float),  # length of a clip; None: the task's
+      'template': placeholder(str),  # how a label becomes a caption; None: the task's captions
+  })
+  # What a public checkpoint does not tell of itself.
+  config.model = ConfigDict({'text_encoder': '', 'sample_rate': placeholder(int)})
+  return config
+
+
+def get_config():
+  config = common('linear')
+  config.protocol = ConfigDict({
+      'runs': 3,
+      'learning_rate': 3e-5,
+      'weight_decay': 1e-8,
+      'batch_size': 200,
+      'max_epochs': 200,
+      'patience': 20,  # epochs without a better validation score
+  })
+  return config

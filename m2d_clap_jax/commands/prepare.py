@@ -1,0 +1,43 @@
+"""`m2d-clap prepare`: the options of `data.prepare`."""
+import os
+
+from m2d_clap_jax.errors import UserError
+
+
+def add_arguments(p):
+  p.description = """\
+Manifest and audio files (or log-mel .npy files and caption embeddings) -> a
+folder of TFRecord shards. The same command continues an interrupted
+preparation."""
+  p.epilog = 'example:\n  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips'
+  source = p.add_mutually_exclusive_group(required=True)
+  source.add_argument('--manifest', help='CSV (file_name, caption and/or label, optional split) or JSON lines')
+  source.add_argument('--logmels', metavar='FOLDER', help='folder of [F, T] .npy log-mels, instead of a manifest')
+  p.add_argument('--out', required=True, help='folder to write')
+  p.add_argument('--audio_root', help="folder that file names are relative to (default: the manifest's folder)")
+  p.add_argument('--caption_embeddings', action='append', default=[], metavar='PATTERN',
+                 help='capemb_*.npy dictionaries for --logmels; may be given several times')
+  p.add_argument('--text_encoder', default='thenlper/gte-base', metavar='NAME',
+                 help='model name, folder, minilm or none (default: %(default)s)')
+  p.add_argument('--split', help='prepare this split only')
+  p.add_argument('--num_shards', type=int, help='shards of each split (default: one for 512 files)')
+  p.add_argument('--workers', type=int, help='decoding processes (default: one for each core)')
+  p.add_argument('--sample_rate', type=int, default=16000, help='16000 or 32000 (default: %(default)s)')
+  p.add_argument('--max_seconds', type=float, default=30.0, help='longer clips are cut (default: %(default)s)')
+  p.add_argument('--embedding_dtype', default='float16', choices=['float16', 'float32'], help='default: %(default)s')
+
+
+def run(args):
+  from m2d_clap_jax.data import prepare
+  common = dict(split=args.split, num_shards=args.num_shards, workers=args.workers, sample_rate=args.sample_rate,
+                max_seconds=args.max_seconds, embedding_dtype=args.embedding_dtype, text_encoder=args.text_encoder)
+  if args.logmels:
+    if args.audio_root:
+      raise UserError('--audio_root belongs to --manifest; --logmels takes none')
+    meta = prepare.prepare_logmels(args.logmels, args.caption_embeddings, args.out, **common)
+  else:
+    if args.caption_embeddings:
+      raise UserError('--caption_embeddings belongs to --logmels; with --manifest choose a --text_encoder')
+    root = args.audio_root or os.path.dirname(os.path.abspath(args.manifest))
+    meta = prepare.prepare(args.manifest, root, args.out, **common)
+  print(prepare.summary(meta, args.out))

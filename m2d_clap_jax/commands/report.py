@@ -1,0 +1,18 @@
+"""`m2d-clap report`: the results of several evaluations in the paper's tables."""
+
+
+def add_arguments(p):
+  p.description = """\
+Results of evaluations (linear, fine-tuning, zero-shot, retrieval) -> the
+paper's tables as Markdown, beside the paper's numbers. Folders are searched
+with all sub-folders."""
+  p.epilog = """\
+examples:
+  m2d-clap report runs/linear runs/zeroshot
+  m2d-clap report runs > results.md"""
+  p.add_argument('folders', nargs='+', metavar='FOLDER', help='--workdir of an evaluation, or a folder of several')
+
+
+def run(args):
+  from m2d_clap_jax.eval.report import merge
+  print(merge(args.folders), end='')

@@ -1,0 +1,146 @@
+"""Features of a task's clips: extracted once for each model, and kept."""
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from m2d_clap_jax.audio.io import AudioError, load
+from m2d_clap_jax.data.tasks import Clip, Task
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.progress import Progress
+
+GROUP = 256  # clips in memory at a time
+THREADS = 4  # that decode the next group while the device computes this one
+
+
+class Features(NamedTuple):
+  """files: of the clips that could be read, in the task's order; features [n, f * D]; audio [n, E] or None.
+
+  rejected: {file: reason} of the others.
+  """
+  files: list[str]
+  features: np.ndarray
+  audio: np.ndarray | None
+  rejected: dict[str, str]
+
+  def of(self, clips: list[Clip]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows of some clips."""
+    number = {file: i for i, file in enumerate(self.files)}
+    rows = [number[clip.file] for clip in clips]
+    return self.features[rows], None if self.audio is None else self.audio[rows]
+
+
+def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]:
+  """Features of all clips of a task -> the task without the clips that cannot be read, and their features.
+
+  A clip is cut or padded with silence to the task's seconds: test clips and those of folds from their start, training
+  and validation clips from a random place. What was extracted is kept in `cache` under the model's fingerprint and the
+  files' names, sizes and times.
+
+  Args:
+    model: `api.Pipeline`.
+    cache: folder; made if needed.
+    seed: of the random places.
+
+  Raises:
+    UserError: no clip can be read, or the cache cannot be written.
+  """
+  path = epath.Path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
+  found = _load(path)
+  if found is None:
+    found = _compute(model, task, seed)
+    _save(path, found)
+  return task.restrict(set(found.files)), found
+
+
+def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
+  """A clip's samples [seconds * rate], float32; where they begin depends on clip and seed alone."""
+  size = round(seconds * rate)
+  if clip.split not in ('train', 'valid'):
+    wave, _ = load(path, rate, seconds)
+  else:
+    wave, _ = load(path, rate)
+    spare = len(wave) - size
+    if spare > 0:
+      digest = hashlib.sha256(f'{seed}/{clip.file}'.encode()).digest()
+      start = np.random.default_rng(int.from_bytes(digest[:8])).integers(spare + 1)
+      wave = wave[start:start + size]
+  return np.pad(wave[:size], (0, size - len(wave[:size])))
+
+
+def _compute(model, task: Task, seed: int) -> Features:
+  rejected, files, rows = {}, [], []
+  progress = Progress('clips', len(task.clips))
+
+  def decode(clip):
+    try:
+      return wave_of(task.path(clip), clip, task.seconds, model.sample_rate, seed)
+    except AudioError as error:
+      return error
+  groups = [task.clips[i:i + GROUP] for i in range(0, len(task.clips), GROUP)]
+  with ThreadPoolExecutor(THREADS) as pool:
+    waiting = [pool.submit(decode, clip) for clip in groups[0]]
+    for i, group in enumerate(groups):
+      now = waiting
+      waiting = [pool.submit(decode, clip) for clip in groups[i + 1]] if i + 1 < len(groups) else []
+      waves = []
+      for clip, future in zip(group, now):
+        wave = future.result()
+        if isinstance(wave, AudioError):
+          rejected[clip.file] = str(wave)
+        else:
+          files.append(clip.file)
+          waves.append(wave)
+      if waves:
+        rows.append(model.features(np.stack(waves)))
+      progress(min(len(task.clips), (i + 1) * GROUP), len(task.clips))
+  progress.close()
+  if not files:
+    raise UserError(f'{task.root}: none of the {len(task.clips)} clips of {task.name} can be read, the first because '
+                    f'{next(iter(rejected.values()))}')
+  features, audio = zip(*rows)
+  return Features(files, np.concatenate(features), None if audio[0] is None else np.concatenate(audio), rejected)
+
+
+def _key(model, task: Task, seed: int) -> str:
+  digest = hashlib.sha256(json.dumps([model.fingerprint, model.sample_rate, task.seconds, seed]).encode())
+  for clip in task.clips:
+    try:
+      stat = os.stat(task.path(clip))
+      about = [stat.st_size, stat.st_mtime_ns]
+    except OSError:
+      about = None
+    part = clip.split if clip.split in ('train', 'valid') else ''
+    digest.update(json.dumps([clip.file, part, about]).encode())
+  return digest.hexdigest()[:16]
+
+
+def _load(path: epath.Path) -> Features | None:
+  if not path.exists():
+    return None
+  with path.open('rb') as file, np.load(file) as content:
+    about = json.loads(str(content['about']))
+    return Features(about['files'], content['features'], content['audio'] if 'audio' in content else None,
+                    about['rejected'])
+
+
+def _save(path: epath.Path, found: Features):
+  arrays = {'features': found.features} | ({} if found.audio is None else {'audio': found.audio})
+  temporary = path.parent / f'.{path.name}.{os.getpid()}'
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open('wb') as file:
+      np.savez(file, about=json.dumps({'files': found.files, 'rejected': found.rejected}), **arrays)
+    temporary.replace(path)
+  except OSError as error:
+    raise UserError(f'{path.parent}: the features cannot be kept ({error}): choose another --workdir') from error
+
+
+def summary(task: Task, found: Features) -> str:
+  """Counts that add up, in one line."""
+  total = len(found.files) + len(found.rejected)
+  return f'{task.name}: {total} clips = {len(found.files)} used + {len(found.rejected)} that cannot be read'

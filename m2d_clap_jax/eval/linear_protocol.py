@@ -1,0 +1,192 @@
+"""The paper's linear evaluation: one linear layer on frozen features, all folds and runs at once (EVAR's protocol).
+
+Alphabet: R problems (folds x runs) side by side, n clips, D features, C classes.
+
+Features are standardised by the training clips' mean and deviation. Adam (0.9, 0.999), L2 1e-8 in the gradient, constant
+learning rate, batches of min(200, n), at most 200 epochs, early stopping by the validation score with patience 20, where
+a tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy with
+several labels a clip.
+"""
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from m2d_clap_jax.eval import metrics
+
+VALID_SHARE = 0.1  # of the training clips, where a task has no validation split
+MOST_DRAWS = 1000
+
+
+class Problem(NamedTuple):
+  """Numbers of the clips of one fold and run: ints [n] into the features that all problems share."""
+  train: np.ndarray
+  valid: np.ndarray
+  test: np.ndarray
+
+
+class Own(NamedTuple):
+  """What differs between problems: training clips [n], of which the first `count` are real, and their scaler [D]."""
+  train: jax.Array
+  count: jax.Array
+  mean: jax.Array
+  deviation: jax.Array
+
+
+class Outcome(NamedTuple):
+  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: whose weights count."""
+  test_score: float
+  valid_score: float
+  scores: np.ndarray
+  epochs: int
+  best_epoch: int
+
+
+def scaler(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation [D] of training features [n, D], float32; 1 for the deviation of a constant feature."""
+  mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+  deviation[deviation == 0] = 1
+  return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers of (training, validation) clips: a tenth for validation, redrawn until both parts have every class.
+
+  Where that does not come about (classes of fewer clips than ten), the training part alone must have every class.
+  """
+  size = max(1, round(VALID_SHARE * len(y)))
+  present = y.any(axis=0)
+  for draw in range(MOST_DRAWS):
+    order = rng.permutation(len(y))
+    train, valid = order[size:], order[:size]
+    parts = (train, valid) if draw < MOST_DRAWS // 2 else (train,)
+    if all((y[part].any(axis=0) == present).all() for part in parts):
+      break
+  return np.sort(train), np.sort(valid)
+
+
+def loss(params, x, y, weights, *, multi_label: bool):
+  """Mean over the clips that count (weights [n]) and all classes."""
+  logits = x @ params['kernel'] + params['bias']
+  if multi_label:
+    each = optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
+  else:
+    each = -(y * jax.nn.log_softmax(logits)).sum(axis=1) / y.shape[1]
+  return jnp.sum(each * weights) / jnp.maximum(weights.sum(), 1)
+
+
+def initial(key, features: int, classes: int):
+  """Uniform in +-1 / sqrt(D), as torch.nn.Linear's."""
+  bound = features ** -0.5
+  kernel, bias = jax.random.split(key)
+  return {'kernel': jax.random.uniform(kernel, (features, classes), minval=-bound, maxval=bound),
+          'bias': jax.random.uniform(bias, (classes,), minval=-bound, maxval=bound)}
+
+
+def one_epoch(state, key, own: Own, x, y, *, tx, batch: int, multi_label: bool):
+  """All batches of a shuffled epoch over a problem's training clips; the last batch may be smaller."""
+  most = own.train.shape[0]
+  steps = -(-most // batch)
+  noise = jnp.where(jnp.arange(most) < own.count, jax.random.uniform(key, (most,)), 2.0)
+  order = jnp.pad(own.train[jnp.argsort(noise)], (0, steps * batch - most))
+
+  def step(state, i):
+    params, opt_state = state
+    places = i * batch + jnp.arange(batch)
+    weights = (places < own.count).astype(jnp.float32)
+    rows = order[places]
+    grads = jax.grad(loss)(params, (x[rows] - own.mean) / own.deviation, y[rows], weights, multi_label=multi_label)
+    updates, after = tx.update(grads, opt_state, params)
+    moved = optax.apply_updates(params, updates), after
+    # A batch beyond this problem's clips is no batch: nothing moves, not even Adam's moments.
+    return jax.tree.map(lambda a, b: jnp.where(i * batch < own.count, a, b), moved, state), None
+  return jax.lax.scan(step, state, jnp.arange(steps))[0]
+
+
+def logits_of(params, owns: Own, rows, x):
+  """Logits [R, n, C] of clips `rows` [R, n], one problem after the other: all their features would not fit."""
+  def one(args):
+    params, own, rows = args
+    return (x[rows] - own.mean) / own.deviation @ params['kernel'] + params['bias']
+  return jax.lax.map(one, (params, owns, rows))
+
+
+def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, seed: int = 0, multi_label: bool = False,
+        learning_rate: float = 3e-5, weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200,
+        patience: int = 20, progress=None) -> list[Outcome]:
+  """Trains a linear layer on each problem, side by side -> one Outcome each.
+
+  A problem's result is that of training it alone, up to rounding. Problems may differ in their numbers of clips.
+
+  Args:
+    features, targets: [N, D] and multi-hot [N, C] of all clips.
+    progress: called with (epochs done, max_epochs).
+  """
+  tx = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+  scalers = [scaler(features[p.train]) for p in problems]
+  owns = Own(_stacked([p.train for p in problems]), np.array([len(p.train) for p in problems]),
+             np.stack([mean for mean, _ in scalers]), np.stack([deviation for _, deviation in scalers]))
+  batch = min(batch_size, int(owns.count.max()))
+  x, y = jnp.asarray(features, jnp.float32), jnp.asarray(targets, jnp.float32)
+  keys = jax.vmap(jax.random.key)(seed + np.arange(len(problems)))
+  params = jax.vmap(lambda key: initial(key, x.shape[1], y.shape[1]))(keys)
+  state = params, jax.vmap(tx.init)(params)
+  epoch_of = jax.jit(jax.vmap(functools.partial(one_epoch, tx=tx, batch=batch, multi_label=multi_label),
+                              (0, 0, 0, None, None)))
+  logits = jax.jit(logits_of)
+
+  def scored(params, name):
+    rows = [getattr(problem, name) for problem in problems]
+    found = np.asarray(logits(params, owns, _stacked(rows), x))
+    return [values[:len(own)] for values, own in zip(found, rows)]
+
+  best, best_params = [(-1.0, 0)] * len(problems), params
+  running, ended = np.ones(len(problems), bool), np.zeros(len(problems), int)
+  for epoch in range(1, max_epochs + 1):
+    state = epoch_of(state, jax.vmap(jax.random.fold_in, (0, None))(keys, epoch), owns, x, y)
+    better = np.zeros(len(problems), bool)
+    for i, values in enumerate(scored(state[0], 'valid')):
+      if not running[i]:
+        continue
+      score, ended[i] = score_of(values, targets[problems[i].valid], multi_label), epoch
+      if score >= best[i][0]:
+        best[i], better[i] = (score, epoch), True
+      running[i] = epoch - best[i][1] < patience
+    best_params = _chosen(better, state[0], best_params)
+    if progress:
+      progress(epoch, max_epochs)
+    if not running.any():
+      break
+  return [
+      Outcome(score_of(values, targets[problem.test], multi_label), score, values, int(end), best_epoch)
+      for problem, values, (score, best_epoch), end in zip(problems, scored(best_params, 'test'), best, ended)]
+
+
+def _chosen(better: np.ndarray, new, old):
+  """Of two stacked trees, the new one's rows where `better` [R] says so."""
+  return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def score_of(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
+  """Accuracy, or mean average precision with several labels a clip."""
+  if multi_label:
+    return metrics.mean_average_precision(targets, logits)
+  return metrics.accuracy(logits.argmax(axis=1), targets.argmax(axis=1))
+
+
+def mean_and_interval(values) -> tuple[float, float]:
+  """Mean and half width of its 95% confidence interval (Student's t); NaN for the width of a single value."""
+  values = np.asarray(values, np.float64)
+  if len(values) < 2:
+    return float(values.mean()), float('nan')
+  from scipy.stats import t
+  return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+  """[n_i, ...] each -> [R, max n, ...], filled up with zeros."""
+  most = max(len(array) for array in arrays)
+  return np.stack([np.pad(array, ((0, most - len(array)), *[(0, 0)] * (array.ndim - 1))) for array in arrays])

@@ -1,0 +1,113 @@
+"""Results of evaluations: a file for programs, and tables beside the paper's numbers for people."""
+import importlib.metadata
+import json
+import math
+import pathlib
+
+from etils import epath
+
+from m2d_clap_jax.data.task_table import PAPER, TASKS
+from m2d_clap_jax.errors import UserError
+
+RESULTS, TABLE = 'results.json', 'results.md'
+PACKAGES = ('jax', 'flax', 'optax', 'numpy')
+TITLES = {'linear': 'Linear evaluation', 'finetune': 'Fine-tuning', 'zeroshot': 'Zero-shot classification',
+          'retrieval': 'Retrieval'}
+
+
+def write(folder, result: dict):
+  """Writes results.json and results.md; `result` has job, task, metric, score in 0..1 and whatever else was found.
+
+  A score that is not finite is written as null.
+  """
+  folder = epath.Path(folder)
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  paper = PAPER.get(result['job'], {}).get(result['task'])
+  full = result | {'paper': paper and paper / 100, 'versions': versions}
+  _replace(folder / RESULTS, json.dumps(_finite(full), indent=2, default=list) + '\n')
+  _replace(folder / TABLE, tables([_finite(full)]))
+
+
+def merge(folders) -> str:
+  """The paper's tables out of the results in several folders, each searched with its sub-folders -> Markdown.
+
+  Raises:
+    UserError: a folder without results, or results that cannot be read.
+  """
+  results = []
+  for folder in map(pathlib.Path, folders):
+    found = sorted(folder.rglob(RESULTS))
+    if not found:
+      raise UserError(f'{folder}: holds no {RESULTS}; name the --workdir of a finished evaluation')
+    for path in found:
+      try:
+        content = json.loads(path.read_text())
+        results.append({**content, 'score': float(content['score']), 'job': content['job'], 'task': content['task']})
+      except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: is no result of an evaluation ({error}); run that again') from None
+  return tables(results)
+
+
+def tables(results: list[dict]) -> str:
+  """One table for each kind of evaluation, in the paper's order of tasks, and the mean over its tasks."""
+  parts = []
+  for job, title in TITLES.items():
+    own = sorted((result for result in results if result['job'] == job), key=_order)
+    if not own:
+      continue
+    parts.append(f'## {title}\n\n{retrieval_table(own) if job == "retrieval" else score_table(own)}')
+  return '\n\n'.join(parts) + '\n'
+
+
+def score_table(results: list[dict]) -> str:
+  lines = ['| task | model | metric | this run, % | 95% CI | chance, % | paper, % | difference |',
+           '|---|---|---|---|---|---|---|---|']
+  for result in results:
+    paper = result.get('paper')
+    lines.append('| ' + ' | '.join([
+        result['task'], result['model']['fingerprint'], result['metric'], _percent(result['score']),
+        f'± {_percent(result["interval"])}' if result.get('interval') is not None else '',
+        _percent(result.get('chance')), _percent(paper),
+        f'{100 * (result["score"] - paper):+.1f}' if paper is not None else '']) + ' |')
+  known = [result for result in results if result.get('paper') is not None]
+  if len(known) > 1:
+    ours, theirs = (sum(result[key] for result in known) / len(known) for key in ('score', 'paper'))
+    lines.append(f'| mean of these {len(known)} | | | {_percent(ours)} | | | {_percent(theirs)} | '
+                 f'{100 * (ours - theirs):+.1f} |')
+  return '\n'.join(lines)
+
+
+def retrieval_table(results: list[dict]) -> str:
+  names = ('R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank')
+  lines = ['| task | model | direction | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' |',
+           '|---' * (3 + len(names)) + '|']
+  for result in results:
+    for direction in ('text_to_audio', 'audio_to_text'):
+      values = [f'{result[direction][name]:.1f}' if name == 'median_rank' else _percent(result[direction][name])
+                for name in names]
+      lines.append(f'| {result["task"]} | {result["model"]["fingerprint"]} | {direction.replace("_", " ")} | '
+                   + ' | '.join(values) + ' |')
+  return '\n'.join(lines)
+
+
+def _order(result):
+  names = list(TASKS)
+  return names.index(result['task']) if result['task'] in names else len(names), result['task']
+
+
+def _percent(value) -> str:
+  return '' if value is None else f'{100 * value:.1f}'
+
+
+def _finite(value):
+  if isinstance(value, dict):
+    return {str(key): _finite(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path, text: str):
+  temporary = path.parent / f'.{path.name}.new'
+  temporary.write_text(text)
+  temporary.replace(path)

@@ -1,0 +1,143 @@
+"""Evaluations of a finished model on a task: linear, zero-shot and retrieval, each with its results in the workdir."""
+import sys
+
+import numpy as np
+
+from m2d_clap_jax import api, plots
+from m2d_clap_jax.data.tasks import Task, open_task
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import linear_protocol, metrics, report
+from m2d_clap_jax.eval.extract import Features, extract, summary
+from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.workdir import make_workdir
+
+
+def run(config, workdir: str):
+  """Evaluates as `config` (see configs/linear.py, zeroshot.py, retrieval.py) says."""
+  settings = config.to_dict()
+  bind(evaluate, settings, 'config', given=('workdir',))(workdir)
+
+
+def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: int, model: dict, protocol: dict):
+  """Every argument is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  if not init:
+    raise UserError('config.init is empty: name the model, a run, portable folder, .pth or .safetensors')
+  if not data.get('root'):
+    raise UserError('config.data.root is empty: name the folder of the audio')
+  function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'found', 'pipeline', 'seed', 'folder'))
+  opened = bind(open_data, data, 'config.data', given=('task',))(task)
+  folder = make_workdir(workdir)
+  pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+  opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
+  print(summary(opened, found), file=sys.stderr)
+  result = function(opened, found, pipeline, seed, folder)
+  report.write(folder, {
+      'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
+      'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
+      'clips': {'used': len(found.files), 'rejected': found.rejected}})
+  print((folder / report.TABLE).read_text())
+
+
+def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
+              template: str | None = None) -> Task:
+  return open_task(task, root, csv or None, seconds=seconds, template=template)
+
+
+def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: int = 3, learning_rate: float = 3e-5,
+           weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200, patience: int = 20) -> dict:
+  """The paper's linear evaluation, `runs` times; the other options are those of `linear_protocol.run`."""
+  del pipeline
+  _need(opened)
+  targets = opened.targets(opened.clips)
+  number = {clip.file: i for i, clip in enumerate(opened.clips)}
+  folds = opened.folds or (None,)
+  problems = []
+  for fold in folds:
+    splits = {name: np.array([number[clip.file] for clip in clips], int)
+              for name, clips in opened.splits(fold).items()}
+    if not len(splits['train']) or not len(splits['test']):
+      raise UserError(f'{opened.name}: has no training or no test clips' + ('' if fold is None else f' in fold {fold}'))
+    for k in range(runs):
+      train, valid = splits['train'], splits['valid']
+      if not len(valid):
+        draw = np.random.default_rng([seed, k])
+        train, valid = (train[part] for part in linear_protocol.split_off_valid(targets[train], draw))
+      problems.append(linear_protocol.Problem(train, valid, splits['test']))
+  progress = Progress('epochs')
+  outcomes = linear_protocol.run(found.features, targets, problems, seed=seed, multi_label=opened.multi_label,
+                                 learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
+                                 max_epochs=max_epochs, patience=patience, progress=progress)
+  progress.close()
+  scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), runs)
+  mean, interval = linear_protocol.mean_and_interval(scores.mean(axis=0))
+  if not opened.multi_label:
+    predictions = np.concatenate([outcomes[i * runs].scores.argmax(axis=1) for i in range(len(folds))])
+    labels = np.concatenate([targets[problems[i * runs].test].argmax(axis=1) for i in range(len(folds))])
+    _draw_classes(folder, opened, labels, predictions, f'{opened.name}, linear: {100 * mean:.1f}%')
+  plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
+                      title=f'{opened.name}: clip embeddings (t-SNE)')
+  return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
+                                                          for fold, row in zip(folds, scores)],
+          'epochs': [outcome.epochs for outcome in outcomes]}
+
+
+def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, templates: tuple = ()) -> dict:
+  """Zero-shot classification of the test clips; those of all folds together, scored once.
+
+  templates: captions for each label, averaged; without them the task's own captions.
+  """
+  del seed
+  _need(opened)
+  clips = [clip for clip in opened.clips if opened.folds or clip.split == 'test']
+  _, audio = found.of(clips)
+  if audio is None:
+    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which zero-shot classification needs')
+  text = (pipeline.encode_labels(opened.classes, templates) if templates
+          else pipeline.encode_labels(opened.captions, '{}'))
+  targets = opened.targets(clips)
+  if opened.multi_label:
+    precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
+    plots.class_bars(precisions, opened.classes, folder / 'classes.png', title=f'{opened.name}, zero-shot', label='AP')
+    return {'score': float(precisions.mean()), 'chance': float(targets.mean()),
+            'per_class': dict(zip(opened.classes, precisions.tolist()))}
+  labels = targets.argmax(axis=1)
+  result = zeroshot(audio, text, labels)
+  title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
+  _draw_classes(folder, opened, labels, result['predictions'], title)
+  plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
+  return {'score': result['accuracy'], 'chance': result['chance'],
+          'per_class': dict(zip(opened.classes, result['per_class'].tolist()))}
+
+
+def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
+  """Audio to text and text to audio over the test clips, each with all its captions."""
+  del seed, folder
+  if opened.metric != 'retrieval':
+    raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
+  clips = [clip for clip in opened.clips if opened.folds or clip.split == 'test']
+  _, audio = found.of(clips)
+  if audio is None:
+    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which retrieval needs')
+  captions = [(i, text) for i, clip in enumerate(clips) for text in clip.captions]
+  text = pipeline.encode_text([caption for _, caption in captions])
+  similarity = normalise(audio) @ normalise(text).T
+  both = metrics.audio_text_retrieval(similarity, np.array([i for i, _ in captions]))
+  return {'score': both['text_to_audio']['R@1'], **both, 'captions': len(captions)}
+
+
+KINDS = {'linear': linear, 'zeroshot': zero_shot, 'retrieval': retrieval}
+
+
+def _need(opened: Task):
+  if not opened.classes:
+    raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
+
+
+def _draw_classes(folder, opened: Task, labels, predictions, title: str):
+  matrix = metrics.confusion_matrix(labels, predictions, len(opened.classes))
+  plots.confusion_matrix(matrix, opened.classes, folder / 'confusion.png', title=title)
+  plots.class_bars(metrics.per_class_accuracy(matrix), opened.classes, folder / 'classes.png', title=title,
+                   label='accuracy')

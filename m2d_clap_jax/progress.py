@@ -1,0 +1,46 @@
+"""How far a command is, on standard error."""
+import sys
+import time
+
+
+class Progress:
+  """A line with the time left on a terminal; elsewhere (log files) a line every half minute."""
+
+  def __init__(self, name, total=None):
+    self.name, self.done, self.total = name, 0, total
+    self.start = self.told = time.monotonic()
+    self.bar = None
+
+  def step(self):
+    """One file more, written or rejected."""
+    self(self.done + 1, self.total)
+
+  def __call__(self, done, total):
+    self.done, self.total = done, total
+    if sys.stderr.isatty():
+      if self.bar is None:
+        import tqdm
+        self.bar = tqdm.tqdm(total=total, desc=self.name, unit=' ' + self.name, dynamic_ncols=True)
+      self.bar.update(done - self.bar.n)
+      if done >= total:
+        self.close()
+      return
+    now = time.monotonic()
+    if now - self.told > 30:
+      self.told = now
+      left = (now - self.start) / done * (total - done) if done else 0
+      print(f'{self.name}: {done} of {total}, {left / 60:.0f} min left', file=sys.stderr, flush=True)
+
+  def write(self, line, file):
+    """Prints a line without tearing the bar, which may be on the same terminal."""
+    if self.bar is not None:
+      self.bar.clear()
+    print(line, file=file, flush=True)
+    if self.bar is not None:
+      self.bar.refresh()
+
+  def close(self):
+    """Ends the line."""
+    if self.bar is not None:
+      self.bar.close()
+      self.bar = None

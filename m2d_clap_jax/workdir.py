@@ -1,0 +1,19 @@
+"""The folder that a job writes into."""
+import os
+
+from etils import epath
+
+from m2d_clap_jax.errors import UserError
+
+
+def make_workdir(workdir) -> epath.Path:
+  """Makes the folder; UserError where nothing can be written there, before any work is done."""
+  try:
+    path = epath.Path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror or error}): choose another') from error
+  return path

@@ -1,0 +1,148 @@
+"""Evaluations from audio files to tables: real decoding, a real sentence encoder, a small model with random weights."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+import m2d_clap_jax
+from m2d_clap_jax.data.tasks import open_task
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import report
+from m2d_clap_jax.eval.extract import extract, wave_of
+from m2d_clap_jax.eval.run import evaluate
+from m2d_clap_jax.torch_io.write import save_portable
+from tests.test_api import tiny_weights
+
+LABELS = ('low_hum', 'noise', 'whistle')
+
+
+def sound(label, i, rate=16000, seconds=0.5):
+  rng = np.random.default_rng(i)
+  time = np.arange(int(seconds * rate)) / rate
+  if label == 'noise':
+    return 0.1 * rng.standard_normal(len(time))
+  return 0.3 * np.sin(2 * np.pi * {'low_hum': 120, 'whistle': 3000}[label] * rng.uniform(0.9, 1.1) * time)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """60 clips of three sounds in three folds, one of them damaged; the same with splits, several labels, captions."""
+  folder = tmp_path_factory.mktemp('audio')
+  folds, splits, many, captions = [['file_name,label,fold'], ['file_name,label,split'], ['file_name,label,split'],
+                                   ['file_name,caption,split']]
+  for i in range(60):
+    label = LABELS[i % 3]
+    soundfile.write(folder / f'{i}.flac', sound(label, i), 16000)
+    split = ('train', 'train', 'valid', 'test')[i // 3 % 4]
+    folds.append(f'{i}.flac,{label},{i // 3 % 3 + 1}')
+    splits.append(f'{i}.flac,{label},{split}')
+    many.append(f'{i}.flac,"{label}{",loud" if i % 2 else ""}",{split}')
+    captions += [f'{i}.flac,"{text} {label}",test' for text in ('a', 'the sound of')]
+  (folder / '7.flac').write_bytes(b'fLaC, once')
+  for name, lines in {'folds': folds, 'splits': splits, 'many': many, 'captions': captions}.items():
+    (folder / f'{name}.csv').write_text('\n'.join(lines) + '\n')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return save_portable(tiny_weights(), tmp_path_factory.mktemp('model'))
+
+
+def run(root, model, workdir, job, task, **protocol):
+  evaluate(str(workdir), job=job, task=task, init=str(model), data={'root': str(root), 'seconds': 0.5}, seed=0,
+           model={}, protocol=protocol)
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
+  result = run(root, model, tmp_path, 'linear', 'folds', learning_rate=1e-2, max_epochs=40)
+  assert result['score'] > 0.9 and [len(row['runs']) for row in result['scores']] == [3, 3, 3]
+  assert result['clips']['used'] == 59 and list(result['clips']['rejected']) == ['7.flac']
+  assert 'folds: 60 clips = 59 used + 1 that cannot be read' in capsys.readouterr().err
+  for name in ('confusion', 'classes', 'embeddings'):
+    assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+  assert f'| folds | {result["model"]["fingerprint"]} | accuracy | {100 * result["score"]:.1f} | ± ' in (
+      tmp_path / 'results.md').read_text()
+
+
+def test_linear_evaluation_of_several_labels_with_splits(root, model, tmp_path):
+  result = run(root, model, tmp_path, 'linear', 'many', learning_rate=1e-2, max_epochs=40, runs=2)
+  assert result['metric'] == 'mAP' and 0.5 < result['score'] <= 1 and len(result['scores']) == 1
+
+
+@pytest.mark.parametrize('templates', [(), ('the sound of {}', '{}')])
+def test_zero_shot_scores_are_those_of_the_pipeline(root, model, templates, tmp_path):
+  result = run(root, model, tmp_path, 'zeroshot', 'splits', templates=templates)
+  pipeline = m2d_clap_jax.load(model)
+  task = open_task('splits', str(root), seconds=0.5)
+  clips = [clip for clip in task.splits()['test'] if clip.file != '7.flac']
+  cosines = pipeline.classify([sound(clip.labels[0], int(clip.file[:-5])) for clip in clips], labels=task.classes,
+                              template=templates or '{} can be heard')
+  expected = np.mean(cosines.argmax(1) == task.targets(clips).argmax(1))
+  assert result['score'] == pytest.approx(expected, abs=0.07) and result['chance'] == pytest.approx(1 / 3)
+  assert (tmp_path / 'similarity.png').exists()
+
+
+def test_zero_shot_of_several_labels_is_scored_by_average_precision(root, model, tmp_path):
+  result = run(root, model, tmp_path, 'zeroshot', 'many')
+  assert result['metric'] == 'mAP' and set(result['per_class']) == {*LABELS, 'loud'} and 0 < result['score'] <= 1
+
+
+def test_retrieval_in_both_directions(root, model, tmp_path):
+  result = run(root, model, tmp_path, 'retrieval', 'captions')
+  assert result['captions'] == 118
+  assert result['text_to_audio']['R@1'] <= result['text_to_audio']['R@10'] <= 1
+  table = (tmp_path / 'results.md').read_text()
+  assert '| text to audio |' in table and '| audio to text |' in table
+
+
+def test_features_are_extracted_once_and_again_when_a_file_changes(root, model, tmp_path):
+  pipeline = m2d_clap_jax.load(model)
+  task = open_task('splits', str(root), seconds=0.5)
+  _, first = extract(pipeline, task, tmp_path)
+  before = {path.name for path in tmp_path.iterdir()}
+  pipeline.features = None  # whoever calls it now fails
+  _, again = extract(pipeline, task, tmp_path)
+  np.testing.assert_array_equal(first.features, again.features)
+  assert first.files == again.files and first.rejected == again.rejected
+  (root / '0.flac').touch()
+  with pytest.raises(TypeError):
+    extract(pipeline, task, tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_test_clips_begin_at_their_start_and_training_clips_anywhere(tmp_path):
+  soundfile.write(tmp_path / 'ramp.wav', np.arange(16000) / 16000, 16000, subtype='FLOAT')
+  (tmp_path / 'x.csv').write_text('file_name,label,split\nramp.wav,a,train\n')
+  clip = open_task('x', str(tmp_path), seconds=0.5).clips[0]
+  starts = {wave_of(str(tmp_path / 'ramp.wav'), clip, 0.5, 16000, seed)[0] for seed in range(5)}
+  assert len(starts) == 5 and len(wave_of(str(tmp_path / 'ramp.wav'), clip, 0.5, 16000, 0)) == 8000
+  test = wave_of(str(tmp_path / 'ramp.wav'), clip.__class__('ramp.wav', ('a',), 'test'), 2.0, 16000, 0)
+  np.testing.assert_array_equal(test, np.r_[np.arange(16000) / 16000, np.zeros(16000)].astype(np.float32))
+
+
+def test_reports_are_merged_and_bad_ones_named(root, model, tmp_path):
+  run(root, model, tmp_path / 'a', 'zeroshot', 'splits')
+  paper = {'job': 'zeroshot', 'task': 'esc50', 'metric': 'accuracy', 'score': 0.7, 'model': {'fingerprint': 'f'}}
+  (tmp_path / 'b').mkdir()
+  report.write(tmp_path / 'b', paper)
+  text = report.merge([tmp_path])
+  assert '| esc50 | f | accuracy | 70.0 |  |  | 75.5 | -5.5 |' in text
+  assert text.index('| esc50 |') < text.index('| splits |')
+  (tmp_path / 'b' / 'results.json').write_text('{"job": 1}')
+  with pytest.raises(UserError, match='b/results.json: is no result'):
+    report.merge([tmp_path])
+  with pytest.raises(UserError, match='nowhere: holds no results.json'):
+    report.merge([tmp_path / 'nowhere'])
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(init=''), 'config.init is empty'), (dict(data={}), 'config.data.root is empty'),
+    (dict(protocol={'run': 3}), 'config.protocol.run: unknown key'), (dict(job='retrieval'), 'needs a CSV')])
+def test_mistakes_are_told(change, message, root, model, tmp_path):
+  settings = dict(job='linear', task='splits', init=str(model), data={'root': str(root), 'seconds': 0.5}, seed=0,
+                  model={}, protocol={})
+  with pytest.raises(UserError, match=message):
+    evaluate(str(tmp_path), **settings | change)

@@ -1,0 +1,126 @@
+"""Machines that go away, checkpoints and shards that break, and inputs that stall."""
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+from m2d_clap_jax.data.prepare import prepare
+from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train import faults, pretrain
+from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints
+from tests.prepare_helpers import FakeEncoder, corpus
+from tests.test_pretrain import (ENVIRONMENT, ROOT, command, data, flags, losses, one_device,  # noqa: F401
+                                 tiny_config, wait_for)
+
+
+def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811
+  config = tiny_config(data, steps=30, log_every=3, save_every=30, statistics_every=30, evals_every=30)
+  subprocess.run(command(*flags(config), f'--workdir={tmp_path / "whole"}'), cwd=ROOT, env=ENVIRONMENT, check=True,
+                 capture_output=True)
+  broken = tmp_path / 'broken'
+  codes = []
+  while not codes or codes[-1]:
+    process = subprocess.Popen(command(*flags(config), f'--workdir={broken}'), cwd=ROOT, env=ENVIRONMENT,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if not codes:
+      wait_for(process, lambda: '"step": 6,' in ((broken / 'metrics.jsonl').read_text()
+                                                 if (broken / 'metrics.jsonl').exists() else ''))
+      process.send_signal(signal.SIGTERM)
+    error = process.communicate()[1].decode()
+    codes.append(process.returncode)
+    assert len(codes) < 4, error
+    if codes == [faults.EXIT_PREEMPTED]:
+      assert 'is saved: the same command continues' in error
+      assert 6 <= Checkpoints(broken).latest() < 30
+  assert codes == [faults.EXIT_PREEMPTED, 0]
+  assert losses(broken) == losses(tmp_path / 'whole')
+
+
+def truncate(folder):
+  for path in folder.rglob('*'):
+    if path.is_file() and 'ocdbt.process' not in str(path) and path.parent.name == 'd':
+      path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def empty(folder):
+  for path in (folder / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+
+
+def without_meta(folder):
+  for path in (folder / 'meta').iterdir():
+    path.unlink()
+
+
+@pytest.mark.parametrize('damage', [truncate, empty, without_meta])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, data, tmp_path, capsys):  # noqa: F811
+  config = tiny_config(data, steps=6, log_every=1, save_every=2, statistics_every=6, evals_every=6)
+  pretrain.run(config, tmp_path)
+  expected = losses(tmp_path)
+  damage(tmp_path / 'checkpoints' / '6')
+  pretrain.run(config, tmp_path)
+  assert 'the checkpoint of step 6 is damaged' in capsys.readouterr().err
+  assert [path.name[:2] for path in (tmp_path / DAMAGED).iterdir()] == ['6-']
+  assert losses(tmp_path) == expected and Checkpoints(tmp_path).latest() == 6
+
+
+def test_when_all_checkpoints_are_damaged_the_run_says_so(data, tmp_path):  # noqa: F811
+  config = tiny_config(data, steps=2, save_every=2)
+  pretrain.run(config, tmp_path)
+  for folder in (tmp_path / 'checkpoints').iterdir():
+    empty(folder)
+  with pytest.raises(UserError, match='every checkpoint is damaged'):
+    pretrain.run(config, tmp_path)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+  """Two shards of 20 clips, the first cut in half."""
+  manifest = corpus(tmp_path / 'audio', 40, seconds=0.5)
+  prepare(manifest, tmp_path / 'audio', tmp_path / 'records', text_encoder=FakeEncoder(), workers=2, num_shards=2)
+  shard = pathlib.Path(Folder(tmp_path / 'records').split('train').files[0])
+  shard.write_bytes(shard.read_bytes()[:shard.stat().st_size // 2])
+  return tmp_path / 'records'
+
+
+def test_a_truncated_shard_is_fatal_by_default_and_skipped_by_choice(damaged, tmp_path, capsys):
+  config = tiny_config(damaged, steps=4)
+  with pytest.raises(UserError, match='shard has .* bytes where .* were written'):
+    pretrain.run(config, tmp_path / 'run')
+  config.data.damaged = 'skip'
+  pretrain.run(config, tmp_path / 'run')
+  text = capsys.readouterr().err
+  assert 'clip left out, 1 so far' in text and 'train-00000-of' in text
+  assert losses(tmp_path / 'run')[4]['loss'] > 0
+  config.data.damaged = 'ignore'
+  with pytest.raises(UserError, match="config.data.damaged='ignore': unknown"):
+    pretrain.run(config, tmp_path / 'other')
+
+
+def test_data_of_which_nothing_can_be_read_is_an_error(damaged, tmp_path):
+  for path in damaged.glob('*.tfrecord'):
+    path.write_bytes(b'')
+  config = tiny_config(damaged, steps=4)
+  config.data.damaged = 'skip'
+  with pytest.raises(UserError, match='not one clip'):
+    pretrain.run(config, tmp_path / 'run')
+
+
+def test_the_watchdog_ends_what_does_not_move_and_leaves_the_rest_alone(capsys):
+  codes = []
+  quiet = faults.Watchdog(0.2, codes.append)
+  quiet.beat('step 7')
+  time.sleep(0.6)
+  quiet.close()
+  assert codes == [faults.EXIT_STALLED]
+  assert 'nothing has moved for 0 s (config.stall_seconds) since step 7' in capsys.readouterr().err
+  lively = faults.Watchdog(0.4, codes.append)
+  for i in range(8):
+    time.sleep(0.1)
+    lively.beat(f'step {i}')
+  lively.close()
+  assert len(codes) == 1

@@ -1,0 +1,134 @@
+"""The vectorised linear evaluation is the protocol's plain loop."""
+import jax
+import numpy as np
+
+from m2d_clap_jax.eval import linear_protocol as protocol
+from m2d_clap_jax.eval.linear_protocol import Problem
+
+
+def easy(n=240, classes=4, width=12, noise=1.0, seed=0):
+  rng = np.random.default_rng(seed)
+  centres = 2 * rng.standard_normal((classes, width))
+  labels = np.arange(n) % classes
+  x = centres[labels] + noise * rng.standard_normal((n, width))
+  return (3 + 5 * x).astype(np.float32), np.eye(classes, dtype=np.float32)[labels]
+
+
+def parts(n, seed=0, train=0.6, valid=0.2):
+  order = np.random.default_rng(seed).permutation(n)
+  a, b = int(train * n), int((train + valid) * n)
+  return Problem(order[:a], order[a:b], order[b:])
+
+
+def plain(features, targets, problem, *, seed, learning_rate, batch_size, max_epochs, patience, weight_decay=1e-8):
+  """One problem in numpy, gradient by hand, Adam by hand; draws are the same as the real one's."""
+  mean, deviation = features[problem.train].mean(0), features[problem.train].std(0)
+  x = (features - mean) / deviation
+  key = jax.random.key(seed)
+  params = {k: np.asarray(v, np.float64) for k, v in protocol.initial(key, x.shape[1], targets.shape[1]).items()}
+  m = {k: 0 for k in params}
+  v = {k: 0 for k in params}
+  t, best, best_params = 0, (-1, 0), None
+  for epoch in range(1, max_epochs + 1):
+    noise = np.asarray(jax.random.uniform(jax.random.fold_in(key, epoch), (len(problem.train),)))
+    order = problem.train[np.argsort(noise)]
+    for start in range(0, len(order), batch_size):
+      rows = order[start:start + batch_size]
+      logits = x[rows] @ params['kernel'] + params['bias']
+      p = np.exp(logits - logits.max(1, keepdims=True))
+      p /= p.sum(1, keepdims=True)
+      g = (p - targets[rows]) / (len(rows) * targets.shape[1])
+      grads = {'kernel': x[rows].T @ g, 'bias': g.sum(0)}
+      t += 1
+      for k in params:
+        grad = grads[k] + weight_decay * params[k]
+        m[k] = 0.9 * m[k] + 0.1 * grad
+        v[k] = 0.999 * v[k] + 0.001 * grad ** 2
+        params[k] = params[k] - learning_rate * (m[k] / (1 - 0.9 ** t)) / (np.sqrt(v[k] / (1 - 0.999 ** t)) + 1e-8)
+    logits = x[problem.valid] @ params['kernel'] + params['bias']
+    score = np.mean(logits.argmax(1) == targets[problem.valid].argmax(1))
+    if score >= best[0]:
+      best, best_params = (score, epoch), dict(params)
+    elif epoch - best[1] >= patience:
+      break
+  return x[problem.test] @ best_params['kernel'] + best_params['bias'], epoch, best[1]
+
+
+OPTIONS = dict(learning_rate=3e-3, batch_size=32, max_epochs=40, patience=4)
+
+
+def test_a_fold_equals_the_plain_loop():
+  features, targets = easy(noise=4.0)
+  problem = parts(len(features))
+  outcome, = protocol.run(features, targets, [problem], seed=5, **OPTIONS)
+  scores, epochs, best = plain(features, targets, problem, seed=5, **OPTIONS)
+  assert (outcome.epochs, outcome.best_epoch) == (epochs, best) and epochs < 40
+  np.testing.assert_allclose(outcome.scores, scores, atol=2e-3)
+
+
+def test_problems_side_by_side_equal_problems_alone():
+  features, targets = easy(noise=4.0)
+  problems = [parts(len(features), 0), parts(len(features), 1, train=0.3), parts(len(features), 2, train=0.45)]
+  together = protocol.run(features, targets, problems, seed=7, **OPTIONS)
+  for i, problem in enumerate(problems):
+    scores, epochs, best = plain(features, targets, problem, seed=7 + i, **OPTIONS)
+    if len(problem.train) == len(problems[0].train):  # shuffles are drawn for the longest problem
+      np.testing.assert_allclose(together[i].scores, scores, atol=2e-3)
+    assert together[i].test_score > 0.4 and together[i].scores.shape == (len(problem.test), 4)
+
+
+def test_padding_of_shorter_problems_changes_nothing(monkeypatch):
+  features, targets = easy()
+  short = parts(len(features), 1, train=0.3)
+  order = lambda key, shape=(), **_: (jax.numpy.arange(shape[0]) / 1e4 if shape == (len(short.train),) or len(shape) == 1
+                                      and shape[0] > 50 else real(key, shape, **_))
+  real = jax.random.uniform
+  monkeypatch.setattr(jax.random, 'uniform', order)  # the same order of clips whatever the padding
+  alone, = protocol.run(features, targets, [short], **OPTIONS)
+  beside, _ = protocol.run(features, targets, [short, parts(len(features), 2)], **OPTIONS)
+  np.testing.assert_allclose(beside.scores, alone.scores, atol=1e-5)
+
+
+def test_the_score_is_that_of_logistic_regression_where_both_have_converged():
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.preprocessing import StandardScaler
+  features, targets = easy(n=3000, classes=6, noise=3.0)
+  problem = parts(len(features))
+  outcome, = protocol.run(features, targets, [problem], learning_rate=1e-2, max_epochs=60, patience=60)
+  labels = targets.argmax(1)
+  scale = StandardScaler().fit(features[problem.train])
+  model = LogisticRegression(C=1e4, max_iter=2000).fit(scale.transform(features[problem.train]), labels[problem.train])
+  expected = model.score(scale.transform(features[problem.test]), labels[problem.test])
+  assert abs(outcome.test_score - expected) <= 0.02
+
+
+def test_a_tie_takes_the_later_epoch_and_patience_ends_the_run():
+  features, targets = easy(noise=0.01)
+  outcome, = protocol.run(features, targets, [parts(len(features))], learning_rate=1e-2, max_epochs=12, patience=3)
+  assert outcome.test_score == 1 and outcome.best_epoch == outcome.epochs == 12
+
+
+def test_several_labels_a_clip_are_scored_by_average_precision():
+  features, targets = easy(n=400)
+  targets = np.maximum(targets, np.roll(targets, 1, axis=1) * (np.arange(400) % 2)[:, None])
+  outcome, = protocol.run(features, targets, [parts(400)], multi_label=True, learning_rate=1e-2, max_epochs=40)
+  assert 0.85 < outcome.test_score <= 1
+
+
+def test_a_validation_part_has_every_class_if_it_can():
+  _, targets = easy(n=400)
+  train, valid = protocol.split_off_valid(targets, np.random.default_rng(0))
+  assert len(valid) == 40 and sorted([*train, *valid]) == list(range(400))
+  assert targets[valid].any(0).all() and targets[train].any(0).all()
+  rare = np.eye(30, dtype=np.float32)[np.arange(60) % 30]
+  train, valid = protocol.split_off_valid(rare, np.random.default_rng(0))
+  assert rare[train].any(0).all() and len(valid) == 6
+
+
+def test_constant_features_and_intervals():
+  mean, deviation = protocol.scaler(np.array([[1, 2], [1, 4]], np.float32))
+  np.testing.assert_array_equal(mean, [1, 3])
+  np.testing.assert_array_equal(deviation, [1, 1])
+  centre, width = protocol.mean_and_interval([0.5, 0.6, 0.7])
+  np.testing.assert_allclose([centre, width], [0.6, 4.302653 * 0.1 / 3 ** 0.5], rtol=1e-6)
+  assert np.isnan(protocol.mean_and_interval([0.5])[1])

@@ -1,0 +1,75 @@
+"""Evaluation tasks: metadata as EVAR writes it or of one's own, and what is wrong with it."""
+import numpy as np
+import pytest
+
+from m2d_clap_jax.data.task_table import PAPER, TASKS
+from m2d_clap_jax.data.tasks import open_task, read_metadata
+from m2d_clap_jax.errors import UserError
+
+
+def write(tmp_path, text, name='esc50.csv', files=('a.wav', 'b.wav', 'c.wav')):
+  for file in files:
+    (tmp_path / file).write_bytes(b'x')
+  (tmp_path / name).write_text(text)
+  return tmp_path
+
+
+def test_folds_become_test_and_training_clips(tmp_path):
+  root = write(tmp_path, 'file_name,label,fold\na.wav,dog,1\nb.wav,rain_drops,2\nc.wav,dog,2\n')
+  task = open_task('esc50', root)
+  assert (task.classes, task.folds, task.seconds, task.metric) == (('dog', 'rain_drops'), (1, 2), 5.0, 'accuracy')
+  assert task.captions == ('dog can be heard', 'rain drops can be heard')
+  parts = task.splits(1)
+  assert [clip.file for clip in parts['test']] == ['a.wav'] and [clip.file for clip in parts['train']] == ['b.wav', 'c.wav']
+  np.testing.assert_array_equal(task.targets(task.clips), [[1, 0], [0, 1], [1, 0]])
+
+
+def test_a_comma_in_any_label_makes_a_task_multi_label(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,"dog,rain",train\nb.wav,rain,valid\nc.wav,dog,test\n')
+  task = open_task('mine', root, str(root / 'esc50.csv'), seconds=1.5)
+  assert task.multi_label and task.metric == 'mAP' and task.seconds == 1.5
+  np.testing.assert_array_equal(task.targets(task.clips), [[1, 1], [0, 1], [1, 0]])
+  assert [len(part) for part in task.splits().values()] == [1, 1, 1]
+
+
+def test_captions_of_the_table_and_of_a_template(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,ANG,train\nb.wav,SAD,test\n', 'cremad.csv')
+  assert open_task('cremad', root).captions == ('angry person talking', 'someone talking sadly')
+  assert open_task('cremad', root, template='a {} voice').captions == ('a ANG voice', 'a SAD voice')
+
+
+def test_several_captions_of_a_clip_make_a_retrieval_task(tmp_path):
+  root = write(tmp_path, 'file_name,caption,split\na.wav,"a dog, barking",test\na.wav,woof,test\nb.wav,rain,test\n',
+               'clotho.csv')
+  task = open_task('clotho', root)
+  assert task.metric == 'retrieval' and task.clips[0].captions == ('a dog, barking', 'woof') and not task.classes
+
+
+@pytest.mark.parametrize('text, message', [
+    ('name,label,split\na.wav,x,train\n', 'needs the columns file_name'),
+    ('file_name,label\na.wav,x\n', 'split or fold'),
+    ('', 'no rows'),
+    ('file_name,label,split\na.wav,x,eval\n', "line 2: split 'eval' is none of"),
+    ('file_name,label,fold\na.wav,x,one\n', "line 2: fold 'one' is no number"),
+    ('file_name,label,split\na.wav,,train\n', 'line 2: file_name or label is empty'),
+    ('file_name,label,split\na.wav,x,train\na.wav,y,test\n', 'line 3: a.wav was in train above and is in test'),
+])
+def test_wrong_metadata_is_told_by_line(text, message, tmp_path):
+  (tmp_path / 'x.csv').write_text(text)
+  with pytest.raises(UserError, match=message):
+    read_metadata(str(tmp_path / 'x.csv'))
+
+
+def test_a_wrong_folder_or_task_is_told(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\nx/1.wav,dog,train\nx/2.wav,dog,test\n', files=())
+  with pytest.raises(UserError, match='2 of 2 files looked for are not there, such as x/1.wav'):
+    open_task('esc50', root)
+  with pytest.raises(UserError, match='no metadata there'):
+    open_task('us8k', root)
+  with pytest.raises(UserError, match='is none of esc50, .* also give config.data.seconds'):
+    open_task('mine', root)
+
+
+def test_the_table_has_every_task_of_the_papers_numbers():
+  assert all(set(scores) <= set(TASKS) for scores in PAPER.values())
+  assert abs(np.mean(list(PAPER['linear'].values())) - 80.8) < 0.05
