@@ -41,8 +41,9 @@ def base(task):
   config.freeze_patch_embed = False
   config.schedule = ConfigDict({'learning_rate': 0.5, 'warmup_epochs': 5.0, 'end': 1e-7})
   # sgd, lars, lars_as_run (EVAR's LARS adapts only where weight decay is not 0, and it is 0: the same as sgd), or
-  # adamw_amsgrad; with its options: momentum, weight_decay, trust_coefficient, b1, b2.
-  config.optim = ConfigDict({'name': 'sgd'}, type_safe=False)
+  # adamw_amsgrad. Of the options those that the optimizer has can be given; None: train/optim.py's default.
+  config.optim = ConfigDict({'name': 'sgd', **{key: placeholder(float) for key in (
+      'momentum', 'weight_decay', 'trust_coefficient', 'b1', 'b2')}})
   config.augmentation = ConfigDict({
       'mixup': 0.3,  # a of Beta(a, a); 0: none
       'mixup_on': 'waves',  # or 'logmel', before it is standardised
@@ -96,7 +97,7 @@ def vc1():
   config = base('vc1')
   config.epochs = 50
   config.schedule.learning_rate = 5e-4
-  config.optim = ConfigDict({'name': 'adamw_amsgrad', 'weight_decay': 1e-4}, type_safe=False)
+  config.optim.name = 'adamw_amsgrad'
   config.augmentation.update({'mixup': 0.0, 'spec_time': 48, 'resize_crop': False, 'patchout': 0.0})
   return config
 
@@ -107,7 +108,7 @@ def small():
   config.model.update({'width': 192, 'depth': 6, 'heads': 3, 'dtype': 'float32'})
   config.epochs = 20
   config.schedule.update({'learning_rate': 5e-4, 'warmup_epochs': 2.0})
-  config.optim = ConfigDict({'name': 'adamw_amsgrad'}, type_safe=False)
+  config.optim.name = 'adamw_amsgrad'
   config.augmentation.update({'spec_time': 48, 'patchout': 0.0})
   return config
 

@@ -152,8 +152,8 @@ def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
 
 
 def optimizer_of(options: dict):
-  """{'name': 'sgd', ...} -> function of the learning rate."""
-  options = dict(options)
+  """{'name': 'sgd', ...} -> function of the learning rate; options that are None are left to the optimizer."""
+  options = {key: value for key, value in options.items() if value is not None}
   name = options.pop('name', None)
   if name not in FINE_TUNING:
     raise UserError(f'config.optim.name={name!r}: unknown; known: {", ".join(FINE_TUNING)}')
