@@ -22,8 +22,10 @@ from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import finetune, sharding
 from m2d_clap_jax.train.export import classifier_weights
-from m2d_clap_jax.train.finetune_step import Augmentation, Inputs, create_state, finetune_step, freezing, score
+from m2d_clap_jax.train.finetune_step import (Augmentation, Inputs, classification_loss, create_state, finetune_step,
+                                              freezing, score)
 from m2d_clap_jax.train.optim import FINE_TUNING
+from m2d_clap_jax.train.sharding import make_mesh  # not the one that `one_device` puts in its place
 from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
 
 RATE = 16000
@@ -177,7 +179,7 @@ def one_step(devices, fsdp=1, frozen=False):
   model = Classifier(NETWORK, 3, flat=True)
   tx = FINE_TUNING['adamw_amsgrad'](lambda _: 1e-2)
   tx = freezing(tx, 'patch_embed') if frozen else tx
-  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp)
+  mesh = make_mesh(jax.devices()[:devices], fsdp)
   create = functools.partial(create_state, 0, model=model, tx=tx, shape=NETWORK.input_size)
   shardings = sharding.of_state(jax.eval_shape(create), mesh)
   state = jax.jit(create, out_shardings=shardings)()
@@ -233,9 +235,8 @@ def test_an_exported_classifier_has_the_same_logits(flat, tmp_path):
 
 
 def test_losses_are_averaged_over_batch_and_classes():
-  from m2d_clap_jax.train.finetune_step import classification_loss
   draw = np.random.default_rng(0)
-  logits, targets = draw.standard_normal((4, 5)), draw.uniform(size=(4, 5))
+  logits, targets = (x.astype(np.float32) for x in (draw.standard_normal((4, 5)), draw.uniform(size=(4, 5))))
   probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   np.testing.assert_allclose(classification_loss(logits, targets, False),
                              -(targets * np.log(probabilities)).sum() / 20, rtol=1e-5)

@@ -4,6 +4,7 @@ import sys
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.audio import LogMel
@@ -20,7 +21,7 @@ from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
 from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.pretrain import count_parameters
+from m2d_clap_jax.train.pretrain import check_model
 from m2d_clap_jax.train.trial import Trial
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.workdir import make_workdir
@@ -59,7 +60,7 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
   opened = found.task
   augment = make_augmentation(augmentation)
   inputs, classifier, table = make_classifier(model, found, rate, weights, flat=augment.patchout > 0)
-  devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier.pretrained))
+  devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
   sharding.check_batch(batch_size, devices)
   trial = Trial(task=opened, waves=found.waves, places=found.places, inputs=inputs, classifier=classifier, table=table,
                 mesh=devices, weights=weights, settings=settings, make_optimizer=optimizer_of(optim),
@@ -125,6 +126,7 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
     network = bind(M2DCLAP, weights.model | how, 'config.model')()
   else:
     network = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')()
+  check_model(network)
   logmel = LogMel.for_rate(rate)
   stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))
   inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size)
@@ -137,6 +139,11 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
   table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
   network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
   return inputs, Classifier(network, len(data.task.classes), flat=flat), table
+
+
+def count_parameters(classifier: Classifier) -> int:
+  shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
 
 
 def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
