@@ -45,8 +45,9 @@ class Waves:
       with ThreadPoolExecutor(os.cpu_count()) as pool:
         self._shards = [self._shard(start, pool, note) for start in range(0, self._count, SHARD)]
     except OSError as error:
-      raise UserError(f'{self.folder}: decoded recordings cannot be written ({error}): {2 * samples * self._count / 1e9:.1f}'
-                      ' GB are needed; choose another config.data.cache') from error
+      size = 2 * samples * self._count / 1e9
+      raise UserError(f'{self.folder}: decoded recordings cannot be written ({error}): {size:.1f} GB are needed; choose '
+                      'another config.data.cache') from error
 
   def __len__(self) -> int:
     return self._count

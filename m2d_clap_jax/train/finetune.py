@@ -106,10 +106,12 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   def load(i: int) -> np.ndarray:
     clip = opened.clips[i]
     return wave_of(opened.path(clip), clip, opened.seconds, rate, seed)
-  progress = Progress('recordings', len(opened.clips))
+  progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
   names = [f'{clip.file} {clip.split} {seed}' for clip in opened.clips]  # what decides where a clip is cut
-  waves = Waves(cache or workdir / 'waves', names, load, samples=round(opened.seconds * rate), rate=rate, note=progress)
-  progress.close()
+  waves = Waves(cache or workdir / 'waves', names, load, samples=round(opened.seconds * rate), rate=rate,
+                note=progress or (lambda done, total: None))
+  if progress:
+    progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
   places = {clip.file: i for i, clip in enumerate(opened.clips) if i not in waves.rejected}
   if not places:

@@ -76,7 +76,8 @@ class Augmentation:
     return inputs.filled(x), targets, keep
 
 
-def create_state(seed: int, *, model: Classifier, tx: optax.GradientTransformation, shape: tuple[int, int]) -> FinetuneState:
+def create_state(seed: int, *, model: Classifier, tx: optax.GradientTransformation,
+                 shape: tuple[int, int]) -> FinetuneState:
   """Initialises everything at random, from one seed; traceable. shape: (F, T) of an input."""
   rng, init = jax.random.split(jax.random.key(seed))
   variables = model.init(init, jnp.zeros((1, *shape)))

@@ -21,8 +21,8 @@ from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.export import classifier_weights
-from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Inputs, create_state, finetune_step, freezing,
-                                              score)
+from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Inputs, create_state, finetune_step,
+                                              freezing, score)
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import merge
 from m2d_clap_jax.train.runlog import Progress, RunLog, read_history
@@ -202,7 +202,8 @@ class Trial:
     return state, {'window': [], 'best': None}
 
 
-def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0, end: float = 1e-7) -> Schedule:
+def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
+              end: float = 1e-7) -> Schedule:
   """Warmed up from 0 over `warmup_epochs` of `epoch` steps, then half a cosine to `end`, by step."""
   return warmup_cosine(learning_rate, warmup_epochs * epoch, total, end)
 
