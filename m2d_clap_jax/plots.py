@@ -20,7 +20,7 @@ _PANELS = (
   ('Loss', r'loss', False),
   ('Norms', r'norm', True),
   ('Retrieval in the batch', r'retrieval', False),
-  ('Evaluation accuracy', r'/accuracy$', False),
+  ('Evaluation', r'/(accuracy|mAP)$', False),
   ('Learning rate', r'learning_rate|\blr\b', False),
   ('EMA decay', r'ema', False),
   ('Logit scale', r'logit_scale', False),

@@ -1,4 +1,5 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
+import json
 import sys
 import time
 
@@ -108,6 +109,14 @@ class Checkpoints:
 def abstract(shapes, shardings):
   """A tree of shapes and one of shardings -> shapes with shardings, as `restore` takes them."""
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def tell_changes(before: dict, now: dict):
+  """Tells which settings a run was begun with differ from those that it goes on with; both are JSON data, or tuples."""
+  before, now = json.loads(json.dumps([before, now]))
+  for key in sorted(set(before) | set(now)):
+    if before.get(key) != now.get(key) and jax.process_index() == 0:
+      print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}', file=sys.stderr)
 
 
 def read_parameters(workdir) -> tuple[int, dict, dict, dict]:

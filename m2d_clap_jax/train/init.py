@@ -18,13 +18,13 @@ def start_from(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
   Raises:
     UserError: parts that both have differ in shape: another width, depth, or patch size.
   """
-  params, taken, fresh = _merge(state.params, weights.trees['params'], weights.source)
+  params, taken, fresh = merge(state.params, weights.trees['params'], weights.source)
   target = state.target_params
   if target:
     own = weights.trees.get('target')
     encoder = {path.removeprefix('encoder/'): value for path, value in weights.trees['params'].items()
                if path.startswith('encoder/')}
-    target, _, _ = _merge(target, own or encoder, weights.source)
+    target, _, _ = merge(target, own or encoder, weights.source)
     taken.append('target' if own else 'target (a copy of the encoder)')
   note = f'starts from {weights.source}: {", ".join(taken)}'
   if fresh:
@@ -32,8 +32,12 @@ def start_from(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
   return state.replace(params=params, target_params=target), note
 
 
-def _merge(tree, leaves: dict, source: str):
-  """Replaces the leaves of `tree` by those of the same path -> (tree, top-level parts replaced, parts kept)."""
+def merge(tree, leaves: dict, source: str):
+  """Replaces the leaves of `tree` by those of the same path -> (tree, top-level parts replaced, parts kept).
+
+  Raises:
+    UserError: a part is there, but not all of it, or in other shapes.
+  """
   flat = traverse_util.flatten_dict(tree, sep='/')
   wrong = [f'{path} {tuple(leaves[path].shape)} instead of {value.shape}' for path, value in flat.items()
            if path in leaves and tuple(leaves[path].shape) != value.shape]

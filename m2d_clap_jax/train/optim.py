@@ -1,5 +1,8 @@
 """Optimizers."""
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from m2d_clap_jax.train.schedule import Schedule
@@ -12,7 +15,65 @@ def decays(params):
 
 def make_optimizer(learning_rate: Schedule, *, b1: float = 0.9, b2: float = 0.95, weight_decay: float = 0.05,
                    clip_norm: float = 3.0) -> optax.GradientTransformation:
-  """AdamW behind global-norm clipping (M2D-CLAP, section 3.1)."""
+  """Pre-training: AdamW behind global-norm clipping (M2D-CLAP, section 3.1)."""
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),
       optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays))
+
+
+def sgd(learning_rate: Schedule, *, momentum: float = 0.9) -> optax.GradientTransformation:
+  """Momentum SGD without weight decay, as torch.optim.SGD: v = momentum * v + g, p = p - learning_rate * v."""
+  return optax.sgd(learning_rate, momentum=momentum)
+
+
+def lars(learning_rate: Schedule, *, momentum: float = 0.9, weight_decay: float = 0.0,
+         trust_coefficient: float = 0.001) -> optax.GradientTransformation:
+  """Layer-wise adaptive rates (You et al., arXiv 1708.03888, algorithm 1).
+
+  Each matrix g' = g + weight_decay * p goes by trust_coefficient * |p| / |g'|, before rate and momentum. Biases, norm
+  scales and scalars are neither adapted nor decayed, as is usual.
+  """
+  return optax.lars(learning_rate, weight_decay, weight_decay_mask=decays, trust_coefficient=trust_coefficient,
+                    trust_ratio_mask=decays, momentum=momentum)
+
+
+def amsgrad(learning_rate: Schedule, *, b1: float = 0.9, b2: float = 0.95,
+            weight_decay: float = 1e-4) -> optax.GradientTransformation:
+  """AdamW that never forgets a large gradient, as torch.optim.AdamW(amsgrad=True): all parameters decay."""
+  return optax.chain(scale_by_amsgrad(b1, b2), optax.add_decayed_weights(weight_decay),
+                     optax.scale_by_learning_rate(learning_rate))
+
+
+class AmsgradState(NamedTuple):
+  """count: int32 updates; mu, nu: moments; largest: the largest `nu` so far, before its bias is corrected."""
+  count: jax.Array
+  mu: Any
+  nu: Any
+  largest: Any
+
+
+def scale_by_amsgrad(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
+  """mu_hat / (sqrt(largest nu / (1 - b2^t)) + eps).
+
+  optax's own takes the largest of the bias-corrected moments, in which the noisy first ones win; torch's, that of the
+  moments themselves.
+  """
+  def init(params):
+    zeros = optax.tree.zeros_like(params)
+    return AmsgradState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
+
+  def update(grads, state, params=None):
+    del params
+    count = state.count + 1
+    mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+    nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+    largest = jax.tree.map(jnp.maximum, state.largest, nu)
+    by_mu, by_nu = 1 - b1 ** count.astype(jnp.float32), 1 - b2 ** count.astype(jnp.float32)
+    updates = jax.tree.map(lambda m, v: m / by_mu / (jnp.sqrt(v / by_nu) + eps), mu, largest)
+    return updates, AmsgradState(count, mu, nu, largest)
+  return optax.GradientTransformation(init, update)
+
+
+# Of fine-tuning. The LARS that EVAR used adapts a layer only where its weight decay is not 0, and EVAR passes 0: what
+# ran there under that name was plain momentum SGD.
+FINE_TUNING = {'sgd': sgd, 'lars': lars, 'lars_as_run': sgd, 'adamw_amsgrad': amsgrad}

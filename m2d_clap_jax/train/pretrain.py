@@ -1,6 +1,5 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
-import json
 import math
 import sys
 
@@ -14,7 +13,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
-from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import start_from
 from m2d_clap_jax.train.observe import Observer
@@ -201,10 +200,7 @@ def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weigh
         print(note, file=sys.stderr)
     return state, {'window': []}
   state, meta = saved.restore(abstract(shapes, shardings))
-  before, now = json.loads(json.dumps([meta['settings'], settings]))
-  for key in sorted(set(before) | set(now)):
-    if before.get(key) != now.get(key) and jax.process_index() == 0:
-      print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}', file=sys.stderr)
+  tell_changes(meta['settings'], settings)
   return state, meta
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 Schedule = Callable[[jax.Array | int], jax.Array]
 
 
-def warmup_cosine(peak: float, warmup_steps: float, total_steps: float) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine to 0 at `total_steps` (M2D-CLAP's learning rate)."""
+def warmup_cosine(peak: float, warmup_steps: float, total_steps: float, end: float = 0.0) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine to `end` at `total_steps` (M2D-CLAP's learning rate)."""
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
     warm = peak * step / jnp.maximum(warmup_steps, 1e-9)
     progress = jnp.clip((step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1e-9), 0.0, 1.0)
-    return jnp.where(step < warmup_steps, warm, peak * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+    return jnp.where(step < warmup_steps, warm, end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
   return schedule
 
 

@@ -55,7 +55,7 @@ class Window:
         values = ', '.join(f'{name} {value:.4g}' for name, value in row.items() if name.startswith('loss'))
         raise UserError(
             f'{bad[0]} became {row[bad[0]]} ({values}); the newest checkpoint, of step {self._last_good()}, is good. '
-            'Lower config.schedule.base_learning_rate, or look for clips that are not finite in the data')
+            'Lower the learning rate in config.schedule, or look for clips that are not finite in the data')
       self.rows.append(row)
     self._pending = []
 

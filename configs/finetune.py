@@ -1,0 +1,122 @@
+"""Fine-tuning (the paper's settings): --config=configs/finetune.py:VARIANT --config.init=MODEL --config.data.root=DIR
+
+  as2m    AudioSet, 200,000 clips an epoch drawn by rarity; plain momentum, see optim.name
+  as20k   AudioSet's balanced part
+  esc50   ESC-50 in 5 folds, patch embedding frozen
+  spcv2   Speech Commands V2, 35 words
+  vc1     VoxCeleb1 speaker identification
+  small   a small model from scratch or from pretrain.py:small_2s, for collections of a few thousand recordings
+"""
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from m2d_clap_jax.models import SIZES
+
+
+def base(task):
+  config = ConfigDict()
+  config.job = 'finetune'
+  config.task = task  # a task of the paper, or any name with data.csv and data.seconds
+  config.init = ''  # the model to start from: a run, portable folder, .pth or .safetensors; empty: random
+  config.seed = 0  # of the first run; the next runs count on
+  config.runs = 3
+  config.batch_size = 64  # of all devices together
+  config.epochs = 200
+  config.data = ConfigDict({
+      'root': '',  # folder that file names are relative to
+      'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
+      'seconds': placeholder(float),  # length of a clip; None: the task's
+      'cache': '',  # where decoded recordings are kept, 2 bytes a sample; empty: in the workdir
+      'sample_rate': 16000,  # Hz, where init is empty; else the model's
+  })
+  # Where init is given only norm_stats, dtype, remat and scan count; the rest is as in the model.
+  config.model = ConfigDict({
+      **{key: SIZES['base'][key] for key in ('width', 'depth', 'heads')},
+      'patch_size': (16, 16),
+      'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: the model's, or the data's
+      'dtype': 'bfloat16',
+      'remat': False,
+      'scan': False,
+  })
+  config.freeze_patch_embed = False
+  config.schedule = ConfigDict({'learning_rate': 0.5, 'warmup_epochs': 5.0, 'end': 1e-7})
+  # sgd, lars, lars_as_run (EVAR's LARS adapts only where weight decay is not 0, and it is 0: the same as sgd), or
+  # adamw_amsgrad. Of the options those that the optimizer has can be given; None: train/optim.py's default.
+  config.optim = ConfigDict({'name': 'sgd', **{key: placeholder(float) for key in (
+      'momentum', 'weight_decay', 'trust_coefficient', 'b1', 'b2')}})
+  config.augmentation = ConfigDict({
+      'mixup': 0.3,  # a of Beta(a, a); 0: none
+      'mixup_on': 'waves',  # or 'logmel', before it is standardised
+      'spec_frequency': 30,  # widest masks, in mel bins and frames
+      'spec_time': 192,
+      'resize_crop': True,
+      'patchout': 0.5,  # share of the patches left out, in whole rows and columns; the head then takes the mean patch
+  })
+  # weighted: clips of rare classes come more often; per_epoch: how many make an epoch then.
+  config.sampling = ConfigDict({'weighted': False, 'per_epoch': placeholder(int)})
+  config.mesh = ConfigDict({'fsdp': placeholder(int)})  # as in pretrain.py
+  config.checkpoints = ConfigDict({'keep': 1})
+  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
+  config.log_every = 50  # steps
+  config.save_every = 5  # epochs, as the next
+  config.evals_every = 1
+  return config
+
+
+def as2m():
+  config = base('as')
+  config.epochs = 70
+  config.schedule.update({'learning_rate': 2.0, 'warmup_epochs': 15.0})
+  config.optim.name = 'lars_as_run'
+  config.augmentation.update({'mixup': 0.5, 'mixup_on': 'logmel', 'resize_crop': False})
+  config.sampling.update({'weighted': True, 'per_epoch': 200_000})
+  config.save_every = 1
+  return config
+
+
+def as20k():
+  return base('as20k')
+
+
+def esc50():
+  config = base('esc50')
+  config.batch_size = 128
+  config.freeze_patch_embed = True
+  config.augmentation.update({'mixup': 0.0, 'spec_frequency': 15, 'spec_time': 48})
+  return config
+
+
+def spcv2():
+  config = base('spcv2')
+  config.batch_size = 128
+  config.augmentation.spec_time = 48
+  return config
+
+
+def vc1():
+  config = base('vc1')
+  config.epochs = 50
+  config.schedule.learning_rate = 5e-4
+  config.optim.name = 'adamw_amsgrad'
+  config.augmentation.update({'mixup': 0.0, 'spec_time': 48, 'resize_crop': False, 'patchout': 0.0})
+  return config
+
+
+def small():
+  config = base('mine')
+  config.data.seconds = 2.08
+  config.model.update({'width': 192, 'depth': 6, 'heads': 3, 'dtype': 'float32'})
+  config.epochs = 20
+  config.schedule.update({'learning_rate': 5e-4, 'warmup_epochs': 2.0})
+  config.optim.name = 'adamw_amsgrad'
+  config.augmentation.update({'spec_time': 48, 'patchout': 0.0})
+  return config
+
+
+VARIANTS = {'as2m': as2m, 'as20k': as20k, 'esc50': esc50, 'spcv2': spcv2, 'vc1': vc1, 'small': small}
+
+
+def get_config(variant='as20k'):
+  if variant not in VARIANTS:
+    raise ValueError(f'--config=configs/finetune.py:{variant}: unknown variant; known: {", ".join(VARIANTS)}')
+  return VARIANTS[variant]()

@@ -1,0 +1,180 @@
+"""The fine-tuning driver: from a configuration and a task to trained classifiers and their scores."""
+import math
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.data.tasks import Task, open_task
+from m2d_clap_jax.data.waves import SCALE, Waves
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import report
+from m2d_clap_jax.eval.extract import wave_of
+from m2d_clap_jax.eval.linear_protocol import mean_and_interval
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.classifier import Classifier, position_table
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.train import sharding
+from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
+from m2d_clap_jax.train.optim import FINE_TUNING
+from m2d_clap_jax.train.pretrain import check_model
+from m2d_clap_jax.train.trial import Trial
+from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.workdir import make_workdir
+
+MEASURED = 1000  # clips that the statistics of the log-mels are taken from
+
+
+class Data(NamedTuple):
+  """task: of the clips that can be read; waves: of all; places: {file: number in waves}; rejected: {file: reason}."""
+  task: Task
+  waves: Waves
+  places: dict[str, int]
+  rejected: dict[str, str]
+
+
+def run(config, workdir: str):
+  """Fine-tunes as `config` (see configs/finetune.py) says, or continues what was begun in `workdir`."""
+  bind(finetune, config.to_dict(), 'config', given=('workdir',))(workdir)
+
+
+def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, batch_size: int,
+             epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool, augmentation: dict, sampling: dict,
+             runs: int, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int, save_every: int,
+             evals_every: int):
+  """Every argument is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  for key in ('batch_size', 'epochs', 'runs', 'log_every', 'save_every', 'evals_every'):
+    if settings[key] < 1:
+      raise UserError(f'config.{key}={settings[key]}: must be at least 1')
+  if not data.get('root'):
+    raise UserError('config.data.root is empty: name the folder of the audio')
+  workdir = make_workdir(workdir)
+  weights = read(init) if init else None
+  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights', 'seed'))(
+      workdir, task, weights, seed)
+  opened = found.task
+  augment = make_augmentation(augmentation)
+  inputs, classifier, table = make_classifier(model, found, rate, weights, flat=augment.patchout > 0)
+  devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
+  sharding.check_batch(batch_size, devices)
+  trial = Trial(task=opened, waves=found.waves, places=found.places, inputs=inputs, classifier=classifier, table=table,
+                mesh=devices, weights=weights, settings=settings, make_optimizer=optimizer_of(optim),
+                augmentation=augment)
+  note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
+       f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
+       f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts at random'))
+  rows = []
+  for number in range(runs):
+    for fold in opened.folds or (None,):
+      name = f'run{number}' + ('' if fold is None else f'_fold{fold}')
+      rows.append({'run': number, 'fold': fold, **trial.run(workdir / name, seed + number, fold)})
+      note(f'{task}, {name}: {opened.metric} {100 * rows[-1]["score"]:.2f}%, of epoch {rows[-1]["epoch"]}')
+  scores = [np.mean([row['score'] for row in rows if row['run'] == number]) for number in range(runs)]
+  mean, interval = mean_and_interval(scores)
+  if jax.process_index() == 0:
+    report.write(workdir, {
+        'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval, 'trials': rows,
+        'settings': settings, 'model': {'source': init or 'at random',
+                                        'fingerprint': weights.fingerprint if weights else 'at random'},
+        'clips': {'used': len(opened.clips), 'rejected': found.rejected}})
+    print((workdir / report.TABLE).read_text())
+
+
+def note(text: str):
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: str, csv: str | None = None,
+              seconds: float | None = None, cache: str = '', sample_rate: int = 16000):
+  """Opens the task and decodes its recordings -> (Data, rate in Hz).
+
+  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Clips of
+  another length are cut and padded as for linear evaluation.
+  """
+  opened = open_task(task, root, csv or None, seconds=seconds)
+  if not opened.classes:
+    raise UserError(f'{task}: has captions and no labels, which fine-tuning needs')
+  rate = weights.sample_rate if weights else sample_rate
+  LogMel.for_rate(rate)  # refuses others
+
+  def load(i: int) -> np.ndarray:
+    clip = opened.clips[i]
+    return wave_of(opened.path(clip), clip, opened.seconds, rate, seed)
+  progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
+  names = [f'{clip.file} {clip.split} {seed}' for clip in opened.clips]  # what decides where a clip is cut
+  waves = Waves(cache or workdir / 'waves', names, load, samples=round(opened.seconds * rate), rate=rate,
+                note=progress or (lambda done, total: None))
+  if progress:
+    progress.close()
+  rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
+  places = {clip.file: i for i, clip in enumerate(opened.clips) if i not in waves.rejected}
+  if not places:
+    raise UserError(f'{root}: none of the {len(rejected)} clips of {task} can be read, the first because '
+                    f'{next(iter(rejected.values()))}')
+  return Data(opened.restrict(set(places)), waves, places, rejected), rate
+
+
+def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, *, flat: bool):
+  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
+  of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
+  if weights:
+    how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
+    network = bind(M2DCLAP, weights.model | how, 'config.model')()
+  else:
+    network = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')()
+  check_model(network)
+  logmel = LogMel.for_rate(rate)
+  stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))
+  inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size)
+  rows, columns = inputs.grid(data.waves.samples)
+  size = logmel.n_mels, columns * network.patch_size[1]
+  if not weights:
+    network = network.clone(input_size=size)
+  if network.grid[0] != rows:
+    raise UserError(f'config.init: the model has {network.input_size[0]} mel bins where log-mels have {logmel.n_mels}')
+  table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
+  network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
+  return inputs, Classifier(network, len(data.task.classes), flat=flat), table
+
+
+def count_parameters(classifier: Classifier) -> int:
+  shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
+
+
+def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
+  """Mean and standard deviation of the log-mels of some training clips, of all folds where there are folds."""
+  train = [data.places[clip.file] for clip in data.task.clips if clip.split in ('train', '')]
+  chosen = train[::max(1, len(train) // MEASURED)][:MEASURED]
+  sums = np.zeros(3)
+  for i in chosen:
+    values = logmel.numpy(data.waves[i].astype(np.float32) / SCALE).astype(np.float64)
+    sums += values.size, values.sum(), np.square(values).sum()
+  mean = sums[1] / sums[0]
+  return float(mean), math.sqrt(max(sums[2] / sums[0] - mean ** 2, 1e-12))
+
+
+def optimizer_of(options: dict):
+  """{'name': 'sgd', ...} -> function of the learning rate; options that are None are left to the optimizer."""
+  options = {key: value for key, value in options.items() if value is not None}
+  name = options.pop('name', None)
+  if name not in FINE_TUNING:
+    raise UserError(f'config.optim.name={name!r}: unknown; known: {", ".join(FINE_TUNING)}')
+  return bind(FINE_TUNING[name], options, 'config.optim', given=('learning_rate',))
+
+
+def make_augmentation(options: dict) -> Augmentation:
+  made = bind(Augmentation, options, 'config.augmentation')()
+  if made.mixup_on not in ('waves', 'logmel'):
+    raise UserError(f"config.augmentation.mixup_on={made.mixup_on!r}: unknown; known: waves, logmel")
+  if made.mixup < 0:
+    raise UserError(f'config.augmentation.mixup={made.mixup}: Beta(a, a) needs a above 0; 0 is no mixup')
+  if not 0 <= made.patchout < 1:
+    raise UserError(f'config.augmentation.patchout={made.patchout}: is a share, from 0 to below 1')
+  return made

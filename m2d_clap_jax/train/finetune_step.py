@@ -1,0 +1,132 @@
+"""One fine-tuning update and the scoring of clips: pure functions from waves to losses and logits.
+
+Alphabet: B batch, C classes, S samples, F mel bins, T frames.
+"""
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from m2d_clap_jax.audio.logmel import LogMel
+from m2d_clap_jax.data import augment
+from m2d_clap_jax.data.waves import SCALE
+from m2d_clap_jax.models.classifier import Classifier
+
+
+@flax.struct.dataclass
+class FinetuneState:
+  """step: int32 updates done; params: encoder and head; stats: running statistics of the head's norm; opt_state: optax;
+  rng: the run's key, never advanced: each step folds its number in."""
+  step: jax.Array
+  params: Any
+  stats: Any
+  opt_state: Any
+  rng: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """How waves become the classifier's input: log-mels, standardised by norm_stats, filled up to whole patches."""
+  logmel: LogMel
+  norm_stats: tuple[float, float]
+  patch: tuple[int, int]  # mel bins, frames
+
+  def grid(self, samples: int) -> tuple[int, int]:
+    """Patches along (frequency, time) of a clip of so many samples."""
+    return self.logmel.n_mels // self.patch[0], -(-self.logmel.num_frames(samples) // self.patch[1])
+
+  def standardised(self, logmel: jax.Array) -> jax.Array:
+    return (logmel - self.norm_stats[0]) / self.norm_stats[1]
+
+  def filled(self, x: jax.Array) -> jax.Array:
+    """Fills [B, F, T] up with 0, the mean, to whole patches, as inference does."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.patch[1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """mixup: a of Beta(a, a), 0 for none; mixup_on: 'waves' or 'logmel'; spec_frequency, spec_time: widest masks in bins
+  and frames, 0 for none; resize_crop: whether; patchout: share of the patches to leave out."""
+  mixup: float = 0.0
+  mixup_on: str = 'waves'
+  spec_frequency: int = 0
+  spec_time: int = 0
+  resize_crop: bool = False
+  patchout: float = 0.0
+
+  def __call__(self, key: jax.Array, waves: jax.Array, targets: jax.Array, inputs: Inputs):
+    """float [B, S] waves, [B, C] targets -> (input [B, F, T], targets, patches to keep int [B, K] or None)."""
+    keys = jax.random.split(key, 4)
+    if self.mixup and self.mixup_on == 'waves':
+      waves, targets = augment.mixup(keys[0], waves, targets, self.mixup)
+    x = inputs.logmel.jax(waves)
+    if self.mixup and self.mixup_on == 'logmel':
+      x, targets = augment.mixup(keys[0], x, targets, self.mixup)
+    x = inputs.standardised(x)
+    if self.spec_frequency or self.spec_time:
+      x = augment.spec_augment(keys[1], x, self.spec_frequency, self.spec_time)
+    if self.resize_crop:
+      x = augment.resize_crop(keys[2], x)
+    keep = None
+    if self.patchout:
+      keep = augment.structured_patchout(keys[3], len(x), inputs.grid(waves.shape[1]), self.patchout)
+    return inputs.filled(x), targets, keep
+
+
+def create_state(seed: int, *, model: Classifier, tx: optax.GradientTransformation,
+                 shape: tuple[int, int]) -> FinetuneState:
+  """Initialises everything at random, from one seed; traceable. shape: (F, T) of an input."""
+  rng, init = jax.random.split(jax.random.key(seed))
+  variables = model.init(init, jnp.zeros((1, *shape)))
+  params = variables['params']
+  return FinetuneState(jnp.zeros((), jnp.int32), params, variables['batch_stats'], tx.init(params),
+                       jax.random.key_data(rng))
+
+
+def classification_loss(logits: jax.Array, targets: jax.Array, multi_label: bool) -> jax.Array:
+  """Binary cross-entropy, or that of a softmax with soft targets; both are averaged over B and over C, as EVAR does."""
+  if multi_label:
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
+  return -jnp.mean(targets * jax.nn.log_softmax(logits))
+
+
+def finetune_step(state: FinetuneState, batch, tables, *, model: Classifier, tx: optax.GradientTransformation,
+                  inputs: Inputs, augmentation: Augmentation, multi_label: bool, gather=None):
+  """One update -> (state, {'loss', 'grad_norm'}).
+
+  Args:
+    batch: 'waves' int16 [B, S] and 'targets' float32 [B, C].
+    tables: the classifier's variables 'tables'.
+    gather: as in `step.pretrain_step`.
+  """
+  gather = gather or (lambda tree: tree)
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  waves = batch['waves'].astype(jnp.float32) / SCALE
+  x, targets, keep = augmentation(key, waves, batch['targets'], inputs)
+
+  def loss(params):
+    variables = {'params': gather(params), 'batch_stats': state.stats, 'tables': tables}
+    logits, new = model.apply(variables, x, keep, True, mutable=['batch_stats'])
+    return classification_loss(logits, targets, multi_label), new['batch_stats']
+  (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), stats=stats,
+                        opt_state=opt_state)
+  return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
+
+
+def score(params, stats, tables, waves, *, model: Classifier, inputs: Inputs) -> jax.Array:
+  """int16 waves [B, S] -> logits [B, C], without augmentation."""
+  x = inputs.filled(inputs.standardised(inputs.logmel.jax(waves.astype(jnp.float32) / SCALE)))
+  return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x)
+
+
+def freezing(tx: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
+  """`tx`, but what is below `part` of 'network' never changes, neither by gradient nor by weight decay."""
+  def frozen(params):
+    return {name: {key: jax.tree.map(lambda _: name == 'network' and key == part, leaves)
+                   for key, leaves in tree.items()} for name, tree in params.items()}
+  return optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))

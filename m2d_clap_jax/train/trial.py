@@ -1,0 +1,221 @@
+"""One fine-tuning: a split or fold of a task, trained from one seed; continued where it stopped."""
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from m2d_clap_jax import plots
+from m2d_clap_jax.data.pipeline import prefetch
+from m2d_clap_jax.data.sampling import Epochs, rarity
+from m2d_clap_jax.data.tasks import Task
+from m2d_clap_jax.data.waves import Waves
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval.metrics import accuracy, mean_average_precision
+from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.train import sharding
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
+from m2d_clap_jax.train.export import classifier_weights
+from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Inputs, create_state, finetune_step,
+                                              freezing, score)
+from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
+from m2d_clap_jax.train.init import merge
+from m2d_clap_jax.train.runlog import Progress, RunLog, read_history
+from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
+from m2d_clap_jax.train.window import Window
+from m2d_clap_jax.weights import Weights, read
+
+SCORE_BATCH = 64
+BEST, RESULT = 'best', 'result.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """What all runs and folds have in common; `run` does one of them.
+
+  places: {file: number in waves}; table: position table [1, 1 + N, D]; settings: the whole configuration.
+  """
+  task: Task
+  waves: Waves
+  places: dict[str, int]
+  inputs: Inputs
+  classifier: Classifier
+  table: np.ndarray
+  mesh: jax.sharding.Mesh
+  weights: Weights | None
+  settings: dict
+  make_optimizer: Callable[[Schedule], optax.GradientTransformation]
+  augmentation: Augmentation
+
+  def run(self, folder, seed: int, fold) -> dict:
+    """Trains in `folder`, or goes on there -> {'score', 'epoch', 'seed', 'steps'}; at once where it is finished.
+
+    The score is the test score of the epoch that is best on the valid split; without one, the best epoch's on test, as
+    EVAR reports. That epoch's classifier is left in FOLDER/best as a portable folder.
+    """
+    if (folder / RESULT).exists():
+      return json.loads((folder / RESULT).read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = self.task.splits(fold)
+    where = 'valid' if splits['valid'] else 'test'
+    for name in ('train', where):
+      if not splits[name]:
+        raise UserError(f'{self.task.name}: no clips in split {name!r}{"" if fold is None else f" of fold {fold}"}')
+    best = self._train(folder, seed, splits, where)
+    found = best['score']
+    if where == 'valid' and splits['test']:
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(folder))  # the first process has written what all read
+      variables = jax.device_put(_variables(read(folder / BEST)), sharding.replicated(self.mesh))
+      found = self._score(variables, splits['test'])
+    result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'best_{where}': best['score']}
+    if jax.process_index() == 0:
+      (folder / RESULT).write_text(json.dumps(result, indent=2) + '\n')
+    return result
+
+  def _train(self, folder, seed: int, splits: dict, where: str) -> dict:
+    settings = self.settings
+    clips, targets = self._numbers(splits['train']), self.task.targets(splits['train'])
+    epochs = bind(_epochs, settings['sampling'], 'config.sampling', given=('targets', 'batch_size', 'seed'))(
+        targets, settings['batch_size'], seed)
+    total = settings['epochs'] * epochs.steps
+    rate = bind(_schedule, settings['schedule'], 'config.schedule', given=('epoch', 'total'))(epochs.steps, total)
+    tx = self.make_optimizer(rate)
+    if settings['freeze_patch_embed']:
+      tx = freezing(tx, 'patch_embed')
+    saved = bind(Checkpoints, settings['checkpoints'], 'config.checkpoints', given=('workdir',))(folder)
+    continued = saved.latest() is not None
+    state, meta = self._create_or_restore(saved, seed, tx)
+    step = first = int(state.step)
+    log = RunLog(folder, step if continued else None, active=jax.process_index() == 0)
+    window = Window(settings['batch_size'], meta['window'], saved.latest)
+    progress, best = Progress(first, total, log), meta['best']
+    update = self._update(tx, state)
+    preemption, watchdog = Preemption(), Watchdog(settings['stall_seconds'])
+    tables = self._tables()
+
+    def save():
+      window.check()
+      if saved.latest() != step:
+        saved.save(state, {'settings': settings, 'window': window.rows, 'best': best})
+
+    def batch(step: int) -> dict:
+      rows = sharding.own_part(epochs.clips(step))
+      return {'waves': self.waves[clips[rows]], 'targets': targets[rows]}
+    for step, host in enumerate(prefetch(batch, step, total), first + 1):
+      with window.waiting():
+        arrays = sharding.to_devices(self.mesh, host)
+      state, metrics = update(state, arrays, tables)
+      window.add(metrics)
+      if step % settings['log_every'] == 0 or step == total:
+        row = window.flush() | {'learning_rate': float(rate(step - 1))}
+        log.write(step, row)
+        progress.show(step, row)
+      epoch, rest = divmod(step, epochs.steps)
+      with window.uncounted():
+        if not rest and (epoch % settings['evals_every'] == 0 or step == total):
+          window.check()
+          best = self._evaluate(folder, log, step, epoch, state, splits[where], where, best)
+        if not rest and (epoch % settings['save_every'] == 0 or step == total):
+          save()
+      watchdog.beat(f'step {step}')
+      if preemption.reached(step):
+        save()
+        saved.close()
+        log.close()
+        raise Preempted(f'{folder} stopped after step {step} of {total}, which is saved: the same command continues')
+    watchdog.close()
+    saved.close()
+    log.close()
+    return best
+
+  def _evaluate(self, folder, log: RunLog, step: int, epoch: int, state: FinetuneState, clips, where: str, best: dict):
+    """Scores the state; where it is the best so far, writes its weights -> the best so far."""
+    found = self._score((state.params, state.stats, self._tables()), clips)
+    log.write(step, {f'{where}/{self.task.metric}': found})
+    if best is None or found > best['score']:
+      best = {'score': found, 'epoch': epoch}
+      whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))((state.params, state.stats))
+      if log.active:
+        from m2d_clap_jax.torch_io.write import save_portable
+        save_portable(classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
+                                         sample_rate=self.inputs.logmel.sample_rate, classes=self.task.classes,
+                                         source=str(folder), step=step), folder / BEST)
+    log.note(f'epoch {epoch}: {where} {self.task.metric} {100 * found:.2f}%, best {100 * best["score"]:.2f}% '
+             f'(epoch {best["epoch"]})')
+    if log.active:
+      plots.loss_curves(read_history(folder), folder / 'curves.png')
+    return best
+
+  def _score(self, variables, clips) -> float:
+    """The task's metric on clips, in 0..1; variables: (params, stats, tables)."""
+    size = -(-SCORE_BATCH // self.mesh.size) * self.mesh.size
+    numbers, logits = self._numbers(clips), []
+    for start in range(0, len(numbers), size):
+      waves = self.waves[numbers[start:start + size]]
+      padded = np.pad(waves, ((0, size - len(waves)), (0, 0)))  # one shape, one compilation
+      out = self._logits(*variables, sharding.to_devices(self.mesh, sharding.own_part(padded)))
+      logits.append(np.asarray(out)[:len(waves)])
+    logits, targets = np.concatenate(logits), self.task.targets(clips)
+    if self.task.metric == 'mAP':
+      return mean_average_precision(targets, logits)
+    return accuracy(logits.argmax(axis=1), targets.argmax(axis=1))
+
+  @functools.cached_property
+  def _logits(self):
+    return jax.jit(functools.partial(score, model=self.classifier, inputs=self.inputs),
+                   out_shardings=sharding.replicated(self.mesh))
+
+  def _numbers(self, clips) -> np.ndarray:
+    return np.array([self.places[clip.file] for clip in clips])
+
+  def _tables(self):
+    return jax.device_put({'network': {'pos_embed': self.table}}, sharding.replicated(self.mesh))
+
+  def _update(self, tx, state):
+    step = functools.partial(
+        finetune_step, model=self.classifier, tx=tx, inputs=self.inputs, augmentation=self.augmentation,
+        multi_label=self.task.multi_label, gather=sharding.gather(self.mesh))
+    return jax.jit(step, donate_argnums=0,
+                   out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
+
+  def _create_or_restore(self, saved: Checkpoints, seed: int, tx) -> tuple[FinetuneState, dict]:
+    """A new state on the mesh, from the weights if there are any, or the newest checkpoint's -> (state, JSON data)."""
+    create = functools.partial(create_state, seed, model=self.classifier, tx=tx,
+                               shape=self.classifier.pretrained.input_size)
+    shapes = jax.eval_shape(create)
+    shardings = sharding.of_state(shapes, self.mesh)
+    if saved.latest() is not None:
+      state, meta = saved.restore(abstract(shapes, shardings))
+      tell_changes(meta['settings'], self.settings)
+      return state, meta
+    state = jax.jit(create, out_shardings=shardings)()
+    if self.weights:
+      network, _, fresh = merge(state.params['network'], self.weights.trees['params'], self.weights.source)
+      assert not fresh, fresh
+      state = state.replace(params=state.params | {'network': network})
+    return state, {'window': [], 'best': None}
+
+
+def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
+              end: float = 1e-7) -> Schedule:
+  """Warmed up from 0 over `warmup_epochs` of `epoch` steps, then half a cosine to `end`, by step."""
+  return warmup_cosine(learning_rate, warmup_epochs * epoch, total, end)
+
+
+def _epochs(targets, batch_size: int, seed: int, *, weighted: bool = False, per_epoch: int | None = None) -> Epochs:
+  if per_epoch is not None and not weighted:
+    raise UserError(f'config.sampling.per_epoch={per_epoch}: goes with config.sampling.weighted=True only')
+  return Epochs(len(targets), batch_size, seed, rarity(targets) if weighted else None, per_epoch)
+
+
+def _variables(weights: Weights):
+  """An exported classifier as (params, stats, tables) of `score`."""
+  return ({'network': weights.nested('params'), 'head': weights.nested('head')},
+          {'head_norm': weights.nested('head_stats')},
+          {'network': {'pos_embed': weights.nested('tables')['pos_embed']}})

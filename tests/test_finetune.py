@@ -1,0 +1,279 @@
+"""Fine-tuning from files to scores: it learns, continues after a kill, and leaves a model that others open."""
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import m2d_clap_jax
+from configs.finetune import VARIANTS, get_config
+from m2d_clap_jax import weights
+from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.torch_io import write
+from m2d_clap_jax.train import finetune, sharding
+from m2d_clap_jax.train.export import classifier_weights
+from m2d_clap_jax.train.finetune_step import (Augmentation, Inputs, classification_loss, create_state, finetune_step,
+                                              freezing, score)
+from m2d_clap_jax.train.optim import FINE_TUNING
+from m2d_clap_jax.train.sharding import make_mesh  # not the one that `one_device` puts in its place
+from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
+
+RATE = 16000
+CLASSES = {'low': 300, 'middle': 1200, 'high': 4000}
+TINY = {'width': 32, 'depth': 1, 'heads': 2}
+
+
+def tones(folder, rows, seconds=0.5):
+  """Writes (name, labels, column, part) as tones in noise, with their metadata -> folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  column = rows[0][2]
+  with open(folder / 'mine.csv', 'w', newline='') as file:
+    table = csv.writer(file)
+    table.writerow(['file_name', 'label', column])
+    table.writerows((name, ','.join(labels), part) for name, labels, _, part in rows)
+  for i, (name, labels, _, _) in enumerate(rows):
+    draw = np.random.default_rng(i)
+    time = np.arange(int(seconds * RATE)) / RATE
+    wave = 0.02 * draw.standard_normal(len(time))
+    for label in labels:
+      wave += 0.2 * np.sin(2 * np.pi * CLASSES[label] * draw.uniform(0.9, 1.1) * time)
+    soundfile.write(folder / name, wave, RATE)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """48 training, 12 validation and 18 test clips of three classes."""
+  parts = ['train'] * 48 + ['valid'] * 12 + ['test'] * 18
+  rows = [(f'{i}.wav', [list(CLASSES)[i % 3]], 'split', part) for i, part in enumerate(parts)]
+  return tones(tmp_path_factory.mktemp('tones'), rows)
+
+
+def tiny_config(root, **changes):
+  config = get_config('small')
+  config.data.update({'root': str(root), 'seconds': 0.5})
+  config.model.update(TINY)
+  config.augmentation.update({'spec_frequency': 8, 'spec_time': 8})
+  config.schedule.update({'learning_rate': 3e-3, 'warmup_epochs': 1.0})
+  config.update_from_flattened_dict({'runs': 1, 'batch_size': 16, 'epochs': 6, 'log_every': 2, **changes})
+  return config
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    one_device.__wrapped__(patch)
+    workdir = tmp_path_factory.mktemp('run')
+    finetune.run(tiny_config(data, runs=2), str(workdir))
+  return workdir
+
+
+def test_it_learns_and_reports_runs_with_their_interval(run):
+  results = json.loads((run / 'results.json').read_text())
+  assert results['job'] == 'finetune' and results['metric'] == 'accuracy'
+  assert results['score'] > 0.8 and len(results['trials']) == 2  # chance is a third
+  assert results['score'] == pytest.approx(np.mean([row['score'] for row in results['trials']]))
+  assert results['interval'] is not None and [row['seed'] for row in results['trials']] == [0, 1]
+  assert 'Fine-tuning' in (run / 'results.md').read_text()
+  rows = losses(run / 'run0')
+  assert rows[18]['loss'] < rows[2]['loss']
+  best = max(row['valid/accuracy'] for row in rows.values() if 'valid/accuracy' in row)
+  first = min(step for step, row in rows.items() if row.get('valid/accuracy') == best)
+  assert results['trials'][0]['best_valid'] == best and results['trials'][0]['epoch'] == first // 3
+  assert (run / 'run0' / 'curves.png').exists()
+
+
+def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, data, tmp_path):
+  model = m2d_clap_jax.load(run / 'run0' / 'best')
+  assert model.classes == tuple(sorted(CLASSES))
+  names = [f'{i}.wav' for i in range(60, 78)]
+  logits = model.logits([data / name for name in names])
+  truth = [model.classes.index(list(CLASSES)[i % 3]) for i in range(60, 78)]
+  reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
+  assert np.mean(logits.argmax(axis=1) == truth) == reported
+  pytest.importorskip('torch')
+  path = write.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
+  assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
+
+
+def test_a_finished_run_is_not_done_again(run, data, capsys):
+  before = (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns
+  finetune.run(tiny_config(data, runs=2), str(run))
+  assert (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns == before
+  with pytest.raises(UserError, match='fine-tuning run.*best'):
+    weights.read(run / 'run0')
+
+
+def test_several_labels_in_folds_with_patchout_and_weights_from_before(run, tmp_path, one_device):  # noqa: F811
+  sets = [['low'], ['high'], ['low', 'high'], ['middle', 'high']]
+  root = tones(tmp_path / 'tones', [(f'{i}.wav', sets[i % 4], 'fold', 1 + i // 4 % 2) for i in range(32)], seconds=0.9)
+  (root / '5.wav').write_bytes(b'nothing')
+  config = tiny_config(root, epochs=2, batch_size=4, init=str(run / 'run0' / 'best'))
+  config.data.seconds = 0.9
+  config.optim.name = 'sgd'
+  config.freeze_patch_embed = True
+  config.augmentation.update({'patchout': 0.5, 'mixup_on': 'logmel'})
+  config.sampling.update({'weighted': True, 'per_epoch': 12})
+  finetune.run(config, str(tmp_path / 'run'))
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert results['metric'] == 'mAP' and [row['fold'] for row in results['trials']] == [1, 2]
+  assert results['interval'] is None and list(results['clips']['rejected']) == ['5.wav']
+  assert max(losses(tmp_path / 'run' / 'run0_fold1')) == 6
+  after, before = weights.read(tmp_path / 'run' / 'run0_fold1' / 'best'), weights.read(run / 'run0' / 'best')
+  assert after.network().grid == (5, 6) and before.network().grid == (5, 4)
+  assert after.network().norm_stats == before.network().norm_stats
+  assert after.trees['head']['kernel'].shape == (32, 3)
+  kept, moved = 'patch_embed/kernel', 'encoder/blocks_0/mlp/fc1/kernel'
+  np.testing.assert_array_equal(after.trees['params'][kept], before.trees['params'][kept])
+  assert np.abs(after.trees['params'][moved] - before.trees['params'][moved]).max() > 0
+
+
+def flags(config, plain):
+  flat, known = ({f'{name}.{key}' if isinstance(value, dict) else name: each
+                  for name, value in tree.to_dict().items()
+                  for key, each in (value.items() if isinstance(value, dict) else [('', value)])}
+                 for tree in (config, plain))
+  return [f'--config.{key}={value}' for key, value in flat.items() if value is not None and value != known[key]]
+
+
+def test_killed_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
+  config = tiny_config(data, epochs=12, save_every=2, log_every=5)
+  options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  command = [sys.executable, 'main.py', *options]
+  subprocess.run([*command, f'--workdir={whole}'], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+  history, kills = broken / 'run0' / 'metrics.jsonl', 0
+  for step in (10, 20, None):
+    process = subprocess.Popen([*command, f'--workdir={broken}'], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if step:
+      wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())
+      process.send_signal(signal.SIGKILL)
+    error = process.communicate()[1].decode()
+    kills += process.returncode == -signal.SIGKILL
+  assert process.returncode == 0, error
+  assert kills
+  assert losses(broken / 'run0') == losses(whole / 'run0')
+  assert (broken / 'run0' / 'result.json').read_text() == (whole / 'run0' / 'result.json').read_text()
+  a, b = (weights.read(folder / 'run0' / 'best').fingerprint for folder in (broken, whole))
+  assert a == b
+
+
+NETWORK = M2DCLAP(input_size=(80, 64), text_width=None, norm_stats=(-5.0, 3.0), **TINY)
+INPUTS = Inputs(LogMel(), (-5.0, 3.0), (16, 16))
+WAVES = (3000 * np.random.default_rng(0).standard_normal((16, 8000))).astype(np.int16)
+TARGETS = np.eye(3, dtype=np.float32)[np.arange(16) % 3]
+
+
+def one_step(devices, fsdp=1, frozen=False):
+  model = Classifier(NETWORK, 3, flat=True)
+  tx = FINE_TUNING['adamw_amsgrad'](lambda _: 1e-2)
+  tx = freezing(tx, 'patch_embed') if frozen else tx
+  mesh = make_mesh(jax.devices()[:devices], fsdp)
+  create = functools.partial(create_state, 0, model=model, tx=tx, shape=NETWORK.input_size)
+  shardings = sharding.of_state(jax.eval_shape(create), mesh)
+  state = jax.jit(create, out_shardings=shardings)()
+  before = jax.device_get(state.params)
+  step = functools.partial(
+      finetune_step, model=model, tx=tx, inputs=INPUTS, multi_label=False, gather=sharding.gather(mesh),
+      augmentation=Augmentation(mixup=0.3, spec_frequency=8, spec_time=8, resize_crop=True, patchout=0.5))
+  update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+  state, metrics = update(state, sharding.to_devices(mesh, {'waves': WAVES, 'targets': TARGETS}), {})
+  return before, jax.device_get(state), {key: float(value) for key, value in metrics.items()}
+
+
+@functools.cache
+def alone():
+  return one_step(1)
+
+
+@pytest.mark.parametrize('devices, fsdp', [(8, 1), (8, 4)])
+def test_one_step_does_not_depend_on_the_devices(devices, fsdp):
+  _, state, metrics = one_step(devices, fsdp)
+  _, expected, numbers = alone()
+  assert metrics == pytest.approx(numbers, rel=1e-4)
+  for name in ('mean', 'var'):
+    np.testing.assert_allclose(state.stats['head_norm'][name], expected.stats['head_norm'][name], rtol=1e-4, atol=1e-6)
+  # The first step of Adam is the sign of the gradient where that is more than rounding: moments tell more.
+  for a, b in zip(jax.tree.leaves(state.opt_state[0].mu), jax.tree.leaves(expected.opt_state[0].mu)):
+    np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-8)
+
+
+def test_a_frozen_part_stays_also_under_weight_decay():
+  before, state, _ = one_step(1, frozen=True)
+  for leaf, old in zip(jax.tree.leaves(state.params['network']['patch_embed']),
+                       jax.tree.leaves(before['network']['patch_embed'])):
+    np.testing.assert_array_equal(leaf, old)
+  assert np.abs(state.params['head']['kernel'] - before['head']['kernel']).max() > 1e-3
+
+
+@pytest.mark.parametrize('flat', [False, True])
+def test_an_exported_classifier_has_the_same_logits(flat, tmp_path):
+  model = Classifier(NETWORK, 3, flat=flat)
+  variables = jax.jit(model.init)(jax.random.key(1), np.zeros((1, 80, 64), np.float32))
+  draw = np.random.default_rng(1)
+  width = variables['params']['head']['kernel'].shape[0]
+  stats = {'head_norm': {'mean': draw.standard_normal(width).astype(np.float32),
+                         'var': draw.uniform(0.5, 2, width).astype(np.float32)}}
+  table = np.asarray(draw.standard_normal((1, 21, 32)), np.float32)
+  expected = jax.jit(functools.partial(score, model=model, inputs=INPUTS))(
+      variables['params'], stats, {'network': {'pos_embed': table}}, WAVES)
+  found = classifier_weights(model, variables['params'], stats, table=table, sample_rate=RATE, classes=('a', 'b', 'c'))
+  write.save_portable(found, tmp_path)
+  logits = m2d_clap_jax.load(tmp_path).logits(WAVES)
+  assert np.abs(expected).max() > 0.02
+  np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_losses_are_averaged_over_batch_and_classes():
+  draw = np.random.default_rng(0)
+  logits, targets = (x.astype(np.float32) for x in (draw.standard_normal((4, 5)), draw.uniform(size=(4, 5))))
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(classification_loss(logits, targets, False),
+                             -(targets * np.log(probabilities)).sum() / 20, rtol=1e-5)
+  sigmoid = 1 / (1 + np.exp(-logits))
+  np.testing.assert_allclose(classification_loss(logits, targets, True),
+                             -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid)).sum() / 20, rtol=1e-5)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'batch_size': 64}, ['batch_size=64', '48 clips']),
+    ({'data.root': ''}, ['config.data.root']),
+    ({'optim.name': 'sdg'}, ['sdg', 'adamw_amsgrad']),
+    ({'optim.momentum': 0.9}, ['config.optim.momentum']),
+    ({'augmentation.mixup_on': 'spectrum'}, ['mixup_on', 'waves']),
+    ({'augmentation.patchout': 1.0}, ['patchout=1.0']),
+    ({'sampling.per_epoch': 7}, ['per_epoch=7', 'weighted']),
+    ({'epochs': 0}, ['config.epochs=0']),
+    ({'data.sample_rate': 44100}, ['44100']),
+    ({'model.heads': 5}, ['config.model.width', 'heads']),
+    ({'task': 'nothing'}, ['nothing.csv']),
+])
+def test_settings_that_do_not_fit_are_refused_by_name(changes, words, data, tmp_path, one_device):  # noqa: F811
+  with pytest.raises(UserError) as error:
+    finetune.run(tiny_config(data, **changes), str(tmp_path))
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_variants_are_the_papers_table():
+  table = {name: make() for name, make in VARIANTS.items()}
+  rows = {name: (c.optim.name, c.schedule.learning_rate, c.batch_size, c.epochs, c.schedule.warmup_epochs,
+                 c.augmentation.mixup, c.augmentation.spec_frequency, c.augmentation.spec_time, c.augmentation.patchout,
+                 c.augmentation.resize_crop, c.freeze_patch_embed, c.runs) for name, c in table.items()}
+  assert rows['as2m'] == ('lars_as_run', 2.0, 64, 70, 15, 0.5, 30, 192, 0.5, False, False, 3)
+  assert rows['as20k'] == ('sgd', 0.5, 64, 200, 5, 0.3, 30, 192, 0.5, True, False, 3)
+  assert rows['esc50'] == ('sgd', 0.5, 128, 200, 5, 0.0, 15, 48, 0.5, True, True, 3)
+  assert rows['spcv2'] == ('sgd', 0.5, 128, 200, 5, 0.3, 30, 48, 0.5, True, False, 3)
+  assert rows['vc1'] == ('adamw_amsgrad', 5e-4, 64, 50, 5, 0.0, 30, 48, 0.0, False, False, 3)
+  assert table['as2m'].sampling.per_epoch == 200_000 and table['as2m'].augmentation.mixup_on == 'logmel'

@@ -1,0 +1,96 @@
+"""Decoded recordings and the order in which fine-tuning takes them."""
+import numpy as np
+import pytest
+
+from m2d_clap_jax.audio.io import AudioError
+from m2d_clap_jax.data import waves
+from m2d_clap_jax.data.sampling import Epochs, rarity
+from m2d_clap_jax.data.waves import Waves
+from m2d_clap_jax.errors import UserError
+
+
+def test_waves_are_cut_filled_and_clipped_and_decoded_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(waves, 'SHARD', 2)
+  sources = [np.full(10, 0.5), np.full(3, -1.0), np.full(4, 7.0)]
+  asked, notes = [], []
+
+  def read(i):
+    asked.append(i)
+    return sources[i]
+  options = {'samples': 4, 'rate': 16000, 'note': lambda done, total: notes.append((done, total))}
+  found = Waves(tmp_path, 'abc', read, **options)
+  assert len(found) == 3 and notes == [(2, 3), (3, 3)] and not found.rejected
+  expected = np.array([[0.5] * 4, [-1, -1, -1, 0], [1] * 4])
+  np.testing.assert_allclose(found[np.arange(3)] / 32767, expected, atol=2e-5)
+  np.testing.assert_array_equal(found[2], found[[2]][0])
+  again = Waves(tmp_path, 'abc', read, **options)
+  np.testing.assert_array_equal(again[[2, 0]], found[[2, 0]])
+  assert sorted(asked) == [0, 1, 2]
+  Waves(tmp_path, 'abd', read, **options)
+  assert len(asked) == 6
+
+
+def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  monkeypatch.setattr(waves, 'SHARD', 2)
+  asked = []
+
+  def read(i):
+    asked.append(i)
+    if i == 3 and asked.count(3) == 1:
+      raise KeyboardInterrupt
+    return np.ones(2)
+  with pytest.raises(KeyboardInterrupt):
+    Waves(tmp_path, 'abcd', read, samples=2, rate=1)
+  found = Waves(tmp_path, 'abcd', read, samples=2, rate=1)
+  assert asked.count(0) == 1 and asked.count(3) == 2
+  assert (found[np.arange(4)] == 32767).all()
+
+
+def test_what_cannot_be_read_is_told_each_time(tmp_path):
+  def read(i):
+    if i:
+      raise AudioError('b.wav: the file is empty')
+    return np.ones(2)
+  for _ in range(2):
+    found = Waves(tmp_path, 'ab', read, samples=2, rate=1)
+    assert found.rejected == {1: 'b.wav: the file is empty'} and not found[1].any() and found[0].all()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='config.data.cache'):
+    Waves(tmp_path / 'file', 'a', lambda i: np.ones(2), samples=2, rate=1)
+
+
+def test_epochs_take_each_clip_once_and_differ():
+  epochs = Epochs(11, 4, seed=0)
+  assert epochs.steps == 2
+  batches = [epochs.clips(step) for step in range(6)]
+  for epoch in range(3):
+    taken = np.concatenate(batches[2 * epoch:2 * epoch + 2])
+    assert len(set(taken)) == 8 and taken.max() < 11
+  assert (np.concatenate(batches[:2]) != np.concatenate(batches[2:4])).any()
+  np.testing.assert_array_equal(Epochs(11, 4, seed=0).clips(5), batches[5])
+  assert (Epochs(11, 4, seed=1).clips(5) != batches[5]).any()
+  with pytest.raises(UserError, match='batch_size=12'):
+    Epochs(11, 12, seed=0)
+
+
+def test_rare_classes_weigh_more_by_the_published_formula():
+  targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])
+  common, rare = 1000 / 3.01, 1000 / 1.01
+  np.testing.assert_allclose(rarity(targets), [common ** (2 / 3)] * 2 + [(common + rare) ** (2 / 3), 0])
+
+
+def test_weighted_epochs_draw_without_replacement_and_in_proportion():
+  weights = np.array([0, 1, 2, 4, 8, 16.0])
+  epochs = Epochs(6, 1, seed=0, weights=weights, per_epoch=2)
+  assert epochs.steps == 2
+  pairs = np.array([[epochs.clips(2 * e)[0], epochs.clips(2 * e + 1)[0]] for e in range(4000)])
+  assert (pairs[:, 0] != pairs[:, 1]).all() and not (pairs == 0).any()
+  # The chance of a clip to be one of two drawn one after the other.
+  share = weights / weights.sum()
+  expected = share + np.array([sum(share[j] * share[i] / (1 - share[j]) for j in range(6) if j != i) for i in range(6)])
+  found = np.bincount(pairs.ravel(), minlength=6) / len(pairs)
+  np.testing.assert_allclose(found, expected, atol=0.03)
+  assert Epochs(6, 1, seed=0, weights=weights, per_epoch=200).steps == 5
