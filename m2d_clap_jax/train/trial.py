@@ -80,7 +80,7 @@ class Trial:
 
   def _train(self, folder, seed: int, splits: dict, where: str) -> dict:
     settings = self.settings
-    clips, targets = self._numbers(splits['train']), self.task.targets(splits['train'])
+    clips, targets = self._numbers(splits['train']), self.task.targets(splits['train']).astype(bool)
     epochs = bind(_epochs, settings['sampling'], 'config.sampling', given=('targets', 'batch_size', 'seed'))(
         targets, settings['batch_size'], seed)
     total = settings['epochs'] * epochs.steps
@@ -106,7 +106,7 @@ class Trial:
 
     def batch(step: int) -> dict:
       rows = sharding.own_part(epochs.clips(step))
-      return {'waves': self.waves[clips[rows]], 'targets': targets[rows]}
+      return {'waves': self.waves[clips[rows]], 'targets': targets[rows].astype(np.float32)}
     for step, host in enumerate(prefetch(batch, step, total), first + 1):
       with window.waiting():
         arrays = sharding.to_devices(self.mesh, host)
