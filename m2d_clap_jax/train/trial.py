@@ -75,7 +75,9 @@ class Trial:
       found = self._score(variables, splits['test'])
     result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'best_{where}': best['score']}
     if jax.process_index() == 0:
-      (folder / RESULT).write_text(json.dumps(result, indent=2) + '\n')
+      partial = folder / f'.{RESULT}.new'
+      partial.write_text(json.dumps(result, indent=2) + '\n')
+      partial.replace(folder / RESULT)
     return result
 
   def _train(self, folder, seed: int, splits: dict, where: str) -> dict:
@@ -107,9 +109,10 @@ class Trial:
     def batch(step: int) -> dict:
       rows = sharding.own_part(epochs.clips(step))
       return {'waves': self.waves[clips[rows]], 'targets': targets[rows].astype(np.float32)}
-    for step, host in enumerate(prefetch(batch, step, total), first + 1):
+    feed = prefetch(batch, first, total)
+    for step in range(first + 1, total + 1):
       with window.waiting():
-        arrays = sharding.to_devices(self.mesh, host)
+        arrays = sharding.to_devices(self.mesh, next(feed))
       state, metrics = update(state, arrays, tables)
       window.add(metrics)
       if step % settings['log_every'] == 0 or step == total:
