@@ -22,6 +22,7 @@ from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import finetune, sharding
 from m2d_clap_jax.train.export import classifier_weights
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED
 from m2d_clap_jax.train.finetune_step import (Augmentation, Inputs, classification_loss, create_state, finetune_step,
                                               freezing, score)
 from m2d_clap_jax.train.optim import FINE_TUNING
@@ -110,6 +111,8 @@ def test_a_finished_run_is_not_done_again(run, data, capsys):
   before = (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns
   finetune.run(tiny_config(data, runs=2), str(run))
   assert (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns == before
+  with pytest.raises(UserError, match=r'result.json: was made with other settings \(epochs\)'):
+    finetune.run(tiny_config(data, runs=2, epochs=3), str(run))
   with pytest.raises(UserError, match='fine-tuning run.*best'):
     weights.read(run / 'run0')
 
@@ -122,6 +125,7 @@ def test_several_labels_in_folds_with_patchout_and_weights_from_before(run, tmp_
   config.data.seconds = 0.9
   config.optim.name = 'sgd'
   config.freeze_patch_embed = True
+  config.model.dtype = 'bfloat16'
   config.augmentation.update({'patchout': 0.5, 'mixup_on': 'logmel'})
   config.sampling.update({'weighted': True, 'per_epoch': 12})
   finetune.run(config, str(tmp_path / 'run'))
@@ -146,23 +150,22 @@ def flags(config, plain):
   return [f'--config.{key}={value}' for key, value in flat.items() if value is not None and value != known[key]]
 
 
-def test_killed_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
-  config = tiny_config(data, epochs=12, save_every=2, log_every=5)
+def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
+  config = tiny_config(data, epochs=16, save_every=2, log_every=5)
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   command = [sys.executable, 'main.py', *options]
   subprocess.run([*command, f'--workdir={whole}'], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
-  history, kills = broken / 'run0' / 'metrics.jsonl', 0
-  for step in (10, 20, None):
+  history, codes = broken / 'run0' / 'metrics.jsonl', []
+  for step, sent in ((10, signal.SIGKILL), (20, signal.SIGTERM), (None, None)):
     process = subprocess.Popen([*command, f'--workdir={broken}'], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if step:
       wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())
-      process.send_signal(signal.SIGKILL)
+      process.send_signal(sent)
     error = process.communicate()[1].decode()
-    kills += process.returncode == -signal.SIGKILL
-  assert process.returncode == 0, error
-  assert kills
+    codes.append(process.returncode)
+  assert codes == [-signal.SIGKILL, EXIT_PREEMPTED, 0], error
   assert losses(broken / 'run0') == losses(whole / 'run0')
   assert (broken / 'run0' / 'result.json').read_text() == (whole / 'run0' / 'result.json').read_text()
   a, b = (weights.read(folder / 'run0' / 'best').fingerprint for folder in (broken, whole))

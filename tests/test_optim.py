@@ -51,8 +51,8 @@ def sgd_step(i, rate, p, g, memory):
 def lars_step(i, rate, p, g, memory):
   trust = 1.0
   if p.ndim > 1:
+    trust = 0.02 * np.linalg.norm(p) / (np.linalg.norm(g) + 0.01 * np.linalg.norm(p))
     g = g + 0.01 * p
-    trust = 0.02 * np.linalg.norm(p) / np.linalg.norm(g)
   memory['v'] = 0.9 * memory.get('v', 0) + rate * trust * g
   return p - memory['v']
 

@@ -19,7 +19,7 @@ def test_waves_are_cut_filled_and_clipped_and_decoded_once(tmp_path, monkeypatch
     return sources[i]
   options = {'samples': 4, 'rate': 16000, 'note': lambda done, total: notes.append((done, total))}
   found = Waves(tmp_path, 'abc', read, **options)
-  assert len(found) == 3 and notes == [(2, 3), (3, 3)] and not found.rejected
+  assert len(found) == 3 and notes == [(1, 3), (2, 3), (3, 3)] and not found.rejected
   expected = np.array([[0.5] * 4, [-1, -1, -1, 0], [1] * 4])
   np.testing.assert_allclose(found[np.arange(3)] / 32767, expected, atol=2e-5)
   np.testing.assert_array_equal(found[2], found[[2]][0])

@@ -11,7 +11,7 @@ import numpy as np
 from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.errors import UserError
 
-SHARD = 1024  # clips of a file
+SHARD = 4096  # clips of a file: all of AudioSet's stay below the 1,024 files that a process may have open
 SCALE = 32767  # of int16, which holds what 16-bit recordings hold, in half the bytes of float32
 
 
@@ -26,7 +26,7 @@ class Waves:
       than S is cut, what is shorter is filled up with silence, what is louder than 1 is clipped.
     samples: S.
     rate: Hz, only to tell sets apart.
-    note: called with (clips done, clips) after each file.
+    note: called with (clips done, clips) now and then.
 
   Attributes: samples; rejected: {number: reason} of clips that cannot be read, whose waves are silence.
 
@@ -64,22 +64,21 @@ class Waves:
     stop = min(start + SHARD, self._count)
     if not path.exists():
       rejected = {}
-      block = np.stack(list(pool.map(lambda i: self._fixed(i, rejected), range(start, stop))))
+      block = np.zeros((stop - start, self.samples), np.int16)
+      for i, _ in enumerate(pool.map(lambda i: self._decode(i, block[i - start], rejected), range(start, stop))):
+        note(start + i + 1, self._count)
       # The waves come last. The names are of this process: others of a run decode the same.
       _replace(reasons, lambda file: file.write(json.dumps(rejected).encode()))
       _replace(path, lambda file: np.save(file, block))
     self.rejected |= {int(i): reason for i, reason in json.loads(reasons.read_text()).items()}
-    note(stop, self._count)
     return np.load(path, mmap_mode='r')
 
-  def _fixed(self, i: int, rejected: dict) -> np.ndarray:
-    out = np.zeros(self.samples, np.int16)
+  def _decode(self, i: int, out: np.ndarray, rejected: dict):
     try:
       wave = np.asarray(self._read(i), np.float32)[:self.samples]
       out[:len(wave)] = np.round(np.clip(wave, -1, 1) * SCALE)
     except AudioError as error:
       rejected[i] = str(error)
-    return out
 
 
 def _replace(path: pathlib.Path, write):

@@ -1,5 +1,6 @@
 """The fine-tuning driver: from a configuration and a task to trained classifiers and their scores."""
 import math
+import os
 import sys
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
     clip = opened.clips[i]
     return wave_of(opened.path(clip), clip, opened.seconds, rate, seed)
   progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
-  names = [f'{clip.file} {clip.split} {seed}' for clip in opened.clips]  # what decides where a clip is cut
+  names = [f'{_identity(opened.path(clip))} {clip.split} {seed}' for clip in opened.clips]
   waves = Waves(cache or workdir / 'waves', names, load, samples=round(opened.seconds * rate), rate=rate,
                 note=progress or (lambda done, total: None))
   if progress:
@@ -120,14 +121,24 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   return Data(opened.restrict(set(places)), waves, places, rejected), rate
 
 
+def _identity(path: str) -> str:
+  """Which file this is and in what state: another one under the same name must not be taken from the cache."""
+  try:
+    about = os.stat(path)
+    return f'{os.path.abspath(path)} {about.st_size} {about.st_mtime_ns}'
+  except OSError:
+    return os.path.abspath(path)
+
+
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, *, flat: bool):
   """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
   of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
+  bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
   if weights:
     how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
     network = bind(M2DCLAP, weights.model | how, 'config.model')()
   else:
-    network = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')()
+    network = bound()
   check_model(network)
   logmel = LogMel.for_rate(rate)
   stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))

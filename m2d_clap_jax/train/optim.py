@@ -30,11 +30,19 @@ def lars(learning_rate: Schedule, *, momentum: float = 0.9, weight_decay: float 
          trust_coefficient: float = 0.001) -> optax.GradientTransformation:
   """Layer-wise adaptive rates (You et al., arXiv 1708.03888, algorithm 1).
 
-  Each matrix g' = g + weight_decay * p goes by trust_coefficient * |p| / |g'|, before rate and momentum. Biases, norm
-  scales and scalars are neither adapted nor decayed, as is usual.
+  The gradient of each matrix, weight_decay * p added, is multiplied by trust_coefficient * |p| / (|g| + weight_decay *
+  |p|) before rate and momentum. Biases, norm scales and scalars are neither adapted nor decayed, as is usual.
   """
-  return optax.lars(learning_rate, weight_decay, weight_decay_mask=decays, trust_coefficient=trust_coefficient,
-                    trust_ratio_mask=decays, momentum=momentum)
+  def adapt(grads, params):
+    def one(g, p, decayed):
+      if not decayed:
+        return g
+      p_norm, g_norm = jnp.linalg.norm(p), jnp.linalg.norm(g)
+      trust = trust_coefficient * p_norm / jnp.maximum(g_norm + weight_decay * p_norm, 1e-12)
+      return jnp.where((p_norm > 0) & (g_norm > 0), trust, 1.0) * (g + weight_decay * p)
+    return jax.tree.map(one, grads, params, decays(params))
+  # optax.lars divides by |g + weight_decay * p| instead, and the rate stands outside its momentum.
+  return optax.chain(optax.stateless(adapt), optax.scale_by_learning_rate(learning_rate), optax.trace(momentum))
 
 
 def amsgrad(learning_rate: Schedule, *, b1: float = 0.9, b2: float = 0.95,

@@ -32,6 +32,7 @@ from m2d_clap_jax.weights import Weights, read
 
 SCORE_BATCH = 64
 BEST, RESULT = 'best', 'result.json'
+UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'runs')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Trial:
     The score is the test score of the epoch that is best on the valid split; without one, the best epoch's on test, as
     EVAR reports. That epoch's classifier is left in FOLDER/best as a portable folder.
     """
+    made_with = self._made_with()
     if (folder / RESULT).exists():
-      return json.loads((folder / RESULT).read_text())
+      return _finished(folder, made_with)
     folder.mkdir(parents=True, exist_ok=True)
     splits = self.task.splits(fold)
     where = 'valid' if splits['valid'] else 'test'
@@ -71,16 +73,30 @@ class Trial:
     if where == 'valid' and splits['test']:
       if jax.process_count() > 1:
         multihost_utils.sync_global_devices(str(folder))  # the first process has written what all read
-      variables = jax.device_put(_variables(read(folder / BEST)), sharding.replicated(self.mesh))
+      variables = jax.device_put(_variables(read(_place(folder, best['epoch']))), sharding.replicated(self.mesh))
       found = self._score(variables, splits['test'])
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f'{folder} is read')
     result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'best_{where}': best['score']}
     if jax.process_index() == 0:
-      (folder / RESULT).write_text(json.dumps(result, indent=2) + '\n')
+      place = _place(folder, best['epoch'])
+      if place != folder / BEST:
+        place.rename(folder / BEST)
+      _forget(folder, set())
+      partial = folder / f'.{RESULT}.new'
+      partial.write_text(json.dumps(result | {'made_with': made_with}, indent=2) + '\n')
+      partial.replace(folder / RESULT)
     return result
+
+  def _made_with(self) -> dict:
+    """What a result depends on: settings, but for those of speed and logging, and the weights that it starts from."""
+    kept = {key: value for key, value in self.settings.items() if key not in UNIMPORTANT}
+    kept['data'] = {key: value for key, value in kept['data'].items() if key != 'cache'}
+    return json.loads(json.dumps(kept | {'weights': self.weights and self.weights.fingerprint}))
 
   def _train(self, folder, seed: int, splits: dict, where: str) -> dict:
     settings = self.settings
-    clips, targets = self._numbers(splits['train']), self.task.targets(splits['train'])
+    clips, targets = self._numbers(splits['train']), self.task.targets(splits['train']).astype(bool)
     epochs = bind(_epochs, settings['sampling'], 'config.sampling', given=('targets', 'batch_size', 'seed'))(
         targets, settings['batch_size'], seed)
     total = settings['epochs'] * epochs.steps
@@ -99,17 +115,25 @@ class Trial:
     preemption, watchdog = Preemption(), Watchdog(settings['stall_seconds'])
     tables = self._tables()
 
+    recorded = [best]  # in the newest checkpoint
+
     def save():
       window.check()
       if saved.latest() != step:
         saved.save(state, {'settings': settings, 'window': window.rows, 'best': best})
+        # The save goes on in the background: what the checkpoint before calls the best may still be needed.
+        now = {each['epoch'] for each in (best, *recorded) if each}
+        if log.active:
+          _forget(folder, now)
+        recorded[:] = [best]
 
     def batch(step: int) -> dict:
       rows = sharding.own_part(epochs.clips(step))
-      return {'waves': self.waves[clips[rows]], 'targets': targets[rows]}
-    for step, host in enumerate(prefetch(batch, step, total), first + 1):
+      return {'waves': self.waves[clips[rows]], 'targets': targets[rows].astype(np.float32)}
+    feed = prefetch(batch, first, total)
+    for step in range(first + 1, total + 1):
       with window.waiting():
-        arrays = sharding.to_devices(self.mesh, host)
+        arrays = sharding.to_devices(self.mesh, next(feed))
       state, metrics = update(state, arrays, tables)
       window.add(metrics)
       if step % settings['log_every'] == 0 or step == total:
@@ -145,7 +169,7 @@ class Trial:
         from m2d_clap_jax.torch_io.write import save_portable
         save_portable(classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
                                          sample_rate=self.inputs.logmel.sample_rate, classes=self.task.classes,
-                                         source=str(folder), step=step), folder / BEST)
+                                         source=str(folder), step=step), folder / f'{BEST}-{epoch}')
     log.note(f'epoch {epoch}: {where} {self.task.metric} {100 * found:.2f}%, best {100 * best["score"]:.2f}% '
              f'(epoch {best["epoch"]})')
     if log.active:
@@ -197,9 +221,36 @@ class Trial:
     state = jax.jit(create, out_shardings=shardings)()
     if self.weights:
       network, _, fresh = merge(state.params['network'], self.weights.trees['params'], self.weights.source)
-      assert not fresh, fresh
+      if fresh:
+        raise UserError(f'config.init={self.weights.source}: lacks {", ".join(fresh)}, without which there is no encoder')
       state = state.replace(params=state.params | {'network': network})
     return state, {'window': [], 'best': None}
+
+
+def _finished(folder, made_with: dict) -> dict:
+  """A result that is there already; UserError if it was made with other settings or weights than are wanted now."""
+  result = json.loads((folder / RESULT).read_text())
+  before = result.pop('made_with')
+  other = sorted(key for key in set(before) | set(made_with) if before.get(key) != made_with.get(key))
+  if other:
+    raise UserError(f'{folder / RESULT}: was made with other settings ({", ".join(other)}): choose another --workdir, or '
+                    'delete the folder to do it again')
+  return result
+
+
+def _place(folder, epoch: int):
+  """Where an epoch's classifier lies while it may still be the best. A name of its own, because after a kill the epochs
+  since the newest checkpoint come again and may, on some devices, come out a little differently."""
+  place = folder / f'{BEST}-{epoch}'
+  # Killed between the last two steps of a run, it has its final name already.
+  return place if place.exists() or not (folder / BEST).exists() else folder / BEST
+
+
+def _forget(folder, epochs: set[int]):
+  """Deletes all classifiers but those of `epochs`."""
+  for path in folder.glob(f'{BEST}-*'):
+    if path.name not in {f'{BEST}-{epoch}' for epoch in epochs}:
+      path.rmtree()
 
 
 def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
