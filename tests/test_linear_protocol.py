@@ -77,18 +77,6 @@ def test_problems_side_by_side_equal_problems_alone():
     assert together[i].test_score > 0.4 and together[i].scores.shape == (len(problem.test), 4)
 
 
-def test_padding_of_shorter_problems_changes_nothing(monkeypatch):
-  features, targets = easy()
-  short = parts(len(features), 1, train=0.3)
-  order = lambda key, shape=(), **_: (jax.numpy.arange(shape[0]) / 1e4 if shape == (len(short.train),) or len(shape) == 1
-                                      and shape[0] > 50 else real(key, shape, **_))
-  real = jax.random.uniform
-  monkeypatch.setattr(jax.random, 'uniform', order)  # the same order of clips whatever the padding
-  alone, = protocol.run(features, targets, [short], **OPTIONS)
-  beside, _ = protocol.run(features, targets, [short, parts(len(features), 2)], **OPTIONS)
-  np.testing.assert_allclose(beside.scores, alone.scores, atol=1e-5)
-
-
 def test_the_score_is_that_of_logistic_regression_where_both_have_converged():
   from sklearn.linear_model import LogisticRegression
   from sklearn.preprocessing import StandardScaler

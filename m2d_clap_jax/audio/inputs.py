@@ -37,7 +37,7 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
   """
   if isinstance(waves, (str, os.PathLike)):
     items = [waves]
-  elif isinstance(waves, (list, tuple)) and not (len(waves) and np.isscalar(waves[0]) and not isinstance(waves[0], str)):
+  elif isinstance(waves, (list, tuple)) and not (len(waves) and isinstance(waves[0], (int, float))):
     items = list(waves)
   else:
     array = np.asarray(waves)

@@ -29,7 +29,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () where there are splits."""
+  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () with splits."""
   name: str
   root: str
   clips: tuple[Clip, ...]

@@ -2,10 +2,10 @@
 
 Alphabet: R problems (folds x runs) side by side, n clips, D features, C classes.
 
-Features are standardised by the training clips' mean and deviation. Adam (0.9, 0.999), L2 1e-8 in the gradient, constant
-learning rate, batches of min(200, n), at most 200 epochs, early stopping by the validation score with patience 20, where
-a tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy with
-several labels a clip.
+Features are standardised by the training clips' mean and deviation. Adam (0.9, 0.999), L2 1e-8 in the gradient,
+constant learning rate, batches of min(200, n), at most 200 epochs, early stopping by the validation score with patience
+20, where a tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy
+with several labels a clip.
 """
 import functools
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Own(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: whose weights count."""
+  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: that counts."""
   test_score: float
   valid_score: float
   scores: np.ndarray

@@ -37,7 +37,10 @@ def find_folder(name):
 
 
 def load_model(folder, tensors=None):
-  """folder, and tensors to take instead of its own -> (flax module, its config, parameters as nested dicts of float32 numpy arrays); UserError if unusable."""
+  """folder, and tensors to take instead of its own -> (flax module, its config, parameters).
+
+  Parameters are nested dicts of float32 numpy arrays. UserError if the folder is unusable.
+  """
   for files in (['config.json'], ['tokenizer.json', 'vocab.txt']):
     if not any((folder / file).is_file() for file in files):
       raise UserError(f"{folder}: has no {' or '.join(files)}; give the folder of a BERT sentence encoder, with its "
