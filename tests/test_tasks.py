@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from m2d_clap_jax.data.task_table import PAPER, TASKS
-from m2d_clap_jax.data.tasks import open_task, read_metadata
+from m2d_clap_jax.data.tasks import check_classes, open_task, read_metadata
 from m2d_clap_jax.errors import UserError
 
 
@@ -73,3 +73,17 @@ def test_a_wrong_folder_or_task_is_told(tmp_path):
 def test_the_table_has_every_task_of_the_papers_numbers():
   assert all(set(scores) <= set(TASKS) for scores in PAPER.values())
   assert abs(np.mean(list(PAPER['linear'].values())) - 80.8) < 0.05
+
+
+@pytest.mark.parametrize('rows, message', [
+    ('split\na.wav,dog,train\nb.wav,cat,train\nc.wav,rain,test\n', "c.wav in test has the label 'rain', which no training"),
+    ('split\na.wav,dog,train\nb.wav,"dog,rain",valid\nc.wav,dog,test\n', "b.wav in valid has the label 'rain'"),
+    ('fold\na.wav,dog,1\nb.wav,dog,2\nc.wav,rain,2\n', r"c.wav in test has .* clip has \(fold 2 left out\)"),
+    ('fold\na.wav,dog,1\nb.wav,rain,1\nc.wav,dog,1\n', r'has no train clips \(fold 1 left out\)'),
+    ('split\na.wav,dog,train\nb.wav,rain,train\nc.wav,dog,valid\n', 'has no test clips'),
+    ('split\na.wav,dog,train\nb.wav,dog,train\nc.wav,dog,test\n', "the one label 'dog'"),
+])
+def test_classes_that_cannot_be_learned_are_told(rows, message, tmp_path):
+  task = open_task('esc50', write(tmp_path, 'file_name,label,' + rows))
+  with pytest.raises(UserError, match=message):
+    check_classes(task)

@@ -95,6 +95,27 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
       folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
 
 
+def check_classes(task: Task):
+  """A classifier can be trained on the task and scored: UserError names what it lacks otherwise."""
+  if not task.classes:
+    raise UserError(f'{task.name}: has captions and no labels: use configs/retrieval.py')
+  if len(task.classes) < 2:
+    raise UserError(f'{task.name}: all clips have the one label {task.classes[0]!r}: there is nothing to tell apart')
+  for fold in task.folds or (None,):
+    where = '' if fold is None else f' (fold {fold} left out)'
+    parts = task.splits(fold)
+    for name in ('train', 'test'):
+      if not parts[name]:
+        raise UserError(f'{task.name}: has no {name} clips{where}')
+    known = {label for clip in parts['train'] for label in clip.labels}
+    for name in ('valid', 'test'):
+      for clip in parts[name]:
+        if not known.issuperset(clip.labels):
+          label = next(label for label in clip.labels if label not in known)
+          raise UserError(f'{task.name}: {clip.file} in {name} has the label {label!r}, which no training clip '
+                          f'has{where}: correct the label, add training clips, or delete the rows')
+
+
 def captions_of(classes, settings: Settings, template: str | None = None) -> tuple[str, ...]:
   """Zero-shot captions: a template of the caller's, else the table's own captions or template; '_' becomes a space."""
   def caption(label):
