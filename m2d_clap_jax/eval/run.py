@@ -38,21 +38,22 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   whole = opened
   opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
   refuse_damaged(whole, found.rejected, folder, damaged)
-  check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+  notice = check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+  if notice:
+    print(notice, file=sys.stderr)
   print(summary(opened, found), file=sys.stderr)
   result = function(opened, found, pipeline, seed, folder)
   report.write(folder, {
       'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
       'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
-      'clips': {'used': len(found.files), 'rejected': found.rejected}})
+      'clips': {'used': len(found.files), 'rejected': found.rejected}, 'notice': notice})
   print((folder / report.TABLE).read_text())
 
 
-def check(job: str, opened: Task, pipeline):
-  """Whether task and model fit the kind of evaluation; UserError says what is wrong."""
+def check(job: str, opened: Task, pipeline) -> str:
+  """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
   if job == 'linear':
-    check_classes(opened)
-    return
+    return check_classes(opened)
   if job == 'zeroshot' and not opened.classes:
     raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
   if job == 'retrieval' and opened.metric != 'retrieval':
@@ -61,6 +62,7 @@ def check(job: str, opened: Task, pipeline):
     raise UserError(f'{opened.name}: has no test clips')
   if pipeline.network.text_width is None:
     raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
+  return ''
 
 
 def test_clips(opened: Task) -> list:

@@ -119,7 +119,9 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
                     f'{next(iter(rejected.values()))}')
   refuse_damaged(opened, rejected, workdir, damaged)
   used = opened.restrict(set(places))
-  check_classes(used)  # again: what is left of the clips may lack a class
+  notice = check_classes(used)  # again: what is left of the clips may lack a class
+  if notice:
+    note(notice)
   return Data(used, waves, places, rejected), rate
 
 
