@@ -70,7 +70,7 @@ def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 
 def loss(params, x, y, weights, *, multi_label: bool):
   """Mean over the clips that count (weights [n]) and all classes."""
-  logits = x @ params['kernel'] + params['bias']
+  logits = x @ params['kernel'].T + params['bias']
   if multi_label:
     each = optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
   else:
@@ -79,10 +79,10 @@ def loss(params, x, y, weights, *, multi_label: bool):
 
 
 def initial(key, features: int, classes: int):
-  """Uniform in +-1 / sqrt(D), as torch.nn.Linear's."""
+  """Uniform in +-1 / sqrt(D), as torch.nn.Linear's. The kernel is [C, D]: its gradient is so made twice as fast on CPU."""
   bound = features ** -0.5
   kernel, bias = jax.random.split(key)
-  return {'kernel': jax.random.uniform(kernel, (features, classes), minval=-bound, maxval=bound),
+  return {'kernel': jax.random.uniform(kernel, (classes, features), minval=-bound, maxval=bound),
           'bias': jax.random.uniform(bias, (classes,), minval=-bound, maxval=bound)}
 
 
@@ -110,7 +110,7 @@ def logits_of(params, owns: Own, rows, x):
   """Logits [R, n, C] of clips `rows` [R, n], one problem after the other: all their features would not fit."""
   def one(args):
     params, own, rows = args
-    return (x[rows] - own.mean) / own.deviation @ params['kernel'] + params['bias']
+    return (x[rows] - own.mean) / own.deviation @ params['kernel'].T + params['bias']
   return jax.lax.map(one, (params, owns, rows))
 
 
