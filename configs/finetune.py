@@ -26,6 +26,7 @@ def base(task):
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
       'seconds': placeholder(float),  # length of a clip; None: the task's
+      'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
       'cache': '',  # where decoded recordings are kept, 2 bytes a sample; empty: in the workdir
       'sample_rate': 16000,  # Hz, where init is empty; else the model's
   })

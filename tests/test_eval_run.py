@@ -51,8 +51,8 @@ def model(tmp_path_factory):
 
 
 def run(root, model, workdir, job, task, **protocol):
-  evaluate(str(workdir), job=job, task=task, init=str(model), data={'root': str(root), 'seconds': 0.5}, seed=0,
-           model={}, protocol=protocol)
+  evaluate(str(workdir), job=job, task=task, init=str(model), data={'root': str(root), 'seconds': 0.5, 'damaged': 'skip'},
+           seed=0, model={}, protocol=protocol)
   return json.loads((workdir / 'results.json').read_text())
 
 
@@ -60,6 +60,8 @@ def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
   result = run(root, model, tmp_path, 'linear', 'folds', learning_rate=1e-2, max_epochs=40)
   assert result['score'] > 0.9 and [len(row['runs']) for row in result['scores']] == [3, 3, 3]
   assert result['clips']['used'] == 59 and list(result['clips']['rejected']) == ['7.flac']
+  assert (tmp_path / 'rejected.csv').read_text().splitlines()[1].startswith('7.flac,')
+  assert result['settings']['data']['damaged'] == 'skip'
   assert 'folds: 60 clips = 59 used + 1 that cannot be read' in capsys.readouterr().err
   for name in ('confusion', 'classes', 'embeddings'):
     assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
@@ -146,3 +148,36 @@ def test_mistakes_are_told(change, message, root, model, tmp_path):
                   model={}, protocol={})
   with pytest.raises(UserError, match=message):
     evaluate(str(tmp_path), **settings | change)
+
+
+def test_missing_and_damaged_clips_end_an_evaluation_unless_told_to_go_on(root, model, tmp_path):
+  settings = dict(job='zeroshot', task='splits', init=str(model), seed=0, model={}, protocol={})
+  with pytest.raises(UserError, match=r'1 of 60 clips cannot be read \(7.flac; all .*rejected.csv\): restore'):
+    evaluate(str(tmp_path), data={'root': str(root), 'seconds': 0.5}, **settings)
+  assert (tmp_path / 'rejected.csv').read_text().startswith('file_name,reason\n7.flac,')
+  folder = tmp_path / 'gone'
+  folder.mkdir()
+  for path in root.glob('*.flac'):
+    if path.name not in ('7.flac', '10.flac', '23.flac'):
+      (folder / path.name).write_bytes(path.read_bytes())
+  data = {'root': str(folder), 'csv': str(root / 'splits.csv'), 'seconds': 0.5}
+  with pytest.raises(UserError, match=r'3 of 60 clips cannot be read \(7.flac, 10.flac, 23.flac; all'):
+    evaluate(str(tmp_path), data=data, **settings | {'init': str(tmp_path / 'not looked at yet')})
+  with pytest.raises(UserError, match="config.data.damaged='maybe': is neither"):
+    evaluate(str(tmp_path), data=data | {'damaged': 'maybe'}, **settings)
+
+
+def test_a_model_without_text_is_told_before_anything_is_extracted(root, model, tmp_path):
+  silent = save_portable(tiny_weights(text_width=None), tmp_path / 'silent')
+  with pytest.raises(UserError, match='no CLAP head, which zeroshot needs'):
+    run(root, silent, tmp_path, 'zeroshot', 'splits')
+  assert not (tmp_path / 'features').exists()
+
+
+def test_features_that_are_no_numbers_are_told_with_their_clip(root, model, tmp_path):
+  pipeline = m2d_clap_jax.load(model)
+  compute = pipeline.features
+  pipeline.features = lambda waves: (compute(waves)[0] + np.where(np.arange(len(waves)) == 3, np.nan, 0)[:, None], None)
+  with pytest.raises(UserError, match='^3.flac: the model gives NaN'):
+    extract(pipeline, open_task('splits', str(root), seconds=0.5), tmp_path)
+  assert not list(tmp_path.iterdir())

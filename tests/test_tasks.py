@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from m2d_clap_jax.data.task_table import PAPER, TASKS
-from m2d_clap_jax.data.tasks import open_task, read_metadata
+from m2d_clap_jax.data.tasks import check_classes, open_task, read_metadata
 from m2d_clap_jax.errors import UserError
 
 
@@ -73,3 +73,23 @@ def test_a_wrong_folder_or_task_is_told(tmp_path):
 def test_the_table_has_every_task_of_the_papers_numbers():
   assert all(set(scores) <= set(TASKS) for scores in PAPER.values())
   assert abs(np.mean(list(PAPER['linear'].values())) - 80.8) < 0.05
+
+
+@pytest.mark.parametrize('rows, message', [
+    ('split\na.wav,dog,train\nb.wav,cat,train\nc.wav,rain,test\n', "c.wav in test has the label 'rain', which no training"),
+    ('split\na.wav,dog,train\nb.wav,"dog,rain",valid\nc.wav,dog,test\n', "b.wav in valid has the label 'rain'"),
+    ('fold\na.wav,dog,1\nb.wav,rain,1\nc.wav,dog,1\n', 'has no train clips when fold 1 is the test'),
+    ('split\na.wav,dog,train\nb.wav,rain,train\nc.wav,dog,valid\n', 'has no test clips'),
+    ('split\na.wav,dog,train\nb.wav,dog,train\nc.wav,dog,test\n', "the one label 'dog'"),
+])
+def test_classes_that_cannot_be_learned_are_told(rows, message, tmp_path):
+  task = open_task('esc50', write(tmp_path, 'file_name,label,' + rows))
+  with pytest.raises(UserError, match=message):
+    check_classes(task)
+
+
+def test_labels_of_one_fold_alone_are_told_and_kept(tmp_path):
+  root = write(tmp_path, 'file_name,label,fold\na.wav,dog,1\nb.wav,dog,2\nc.wav,rain,2\n')
+  assert '1 clips have labels of one fold alone (1 of 2: rain)' in check_classes(open_task('esc50', root))
+  root = write(tmp_path, 'file_name,label,fold\na.wav,dog,1\nb.wav,dog,2\nc.wav,rain,2\na2.wav,rain,1\n')
+  assert check_classes(open_task('esc50', root)) == ''

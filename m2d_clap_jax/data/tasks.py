@@ -95,6 +95,39 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
       folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
 
 
+def check_classes(task: Task) -> str:
+  """A classifier can be trained on the task and scored: UserError names what it lacks otherwise.
+
+  Returns:
+    what is to be told all the same, else '': with folds, labels whose clips are all in one fold cannot be learned when
+    that fold is the test. They count as wrong, as they do in EVAR; a split's test clip with such a label is an error.
+  """
+  if not task.classes:
+    raise UserError(f'{task.name}: has captions and no labels: use configs/retrieval.py')
+  if len(task.classes) < 2:
+    raise UserError(f'{task.name}: all clips have the one label {task.classes[0]!r}: there is nothing to tell apart')
+  lost, count = {}, 0
+  for fold in task.folds or (None,):
+    where = '' if fold is None else f' when fold {fold} is the test'
+    parts = task.splits(fold)
+    for name in ('train', 'test'):
+      if not parts[name]:
+        raise UserError(f'{task.name}: has no {name} clips{where}')
+    known = {label for clip in parts['train'] for label in clip.labels}
+    for clip in parts['valid'] + parts['test']:
+      unknown = [label for label in clip.labels if label not in known]
+      if unknown and fold is None:
+        raise UserError(f'{task.name}: {clip.file} in {clip.split} has the label {unknown[0]!r}, which no training '
+                        'clip has: correct the label, add training clips, or delete the rows')
+      lost.update(dict.fromkeys(unknown))
+      count += bool(unknown)
+  if not lost:
+    return ''
+  some = ', '.join(list(lost)[:3]) + (', ...' if len(lost) > 3 else '')
+  return (f'{task.name}: {count} clips have labels of one fold alone ({len(lost)} of {len(task.classes)}: {some}), '
+          'which cannot be learned when it is the test')
+
+
 def captions_of(classes, settings: Settings, template: str | None = None) -> tuple[str, ...]:
   """Zero-shot captions: a template of the caller's, else the table's own captions or template; '_' becomes a space."""
   def caption(label):

@@ -1,5 +1,7 @@
 """Features of a task's clips: extracted once for each model, and kept."""
+import csv
 import hashlib
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from m2d_clap_jax.progress import Progress
 
 GROUP = 256  # clips in memory at a time
 THREADS = 4  # that decode the next group while the device computes this one
+REJECTED = 'rejected.csv'
 
 
 class Features(NamedTuple):
@@ -47,7 +50,7 @@ def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]
     seed: of the random places.
 
   Raises:
-    UserError: no clip can be read, or the cache cannot be written.
+    UserError: no clip can be read, features are not finite, or the cache cannot be written.
   """
   path = epath.Path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
   found = _load(path)
@@ -55,6 +58,37 @@ def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]
     found = _compute(model, task, seed)
     _save(path, found)
   return task.restrict(set(found.files)), found
+
+
+def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
+  """Ends an evaluation that lacks clips, for its score would be of other data; damaged='skip' lets it go on.
+
+  Args:
+    rejected: {file: reason}; all are listed in FOLDER/rejected.csv.
+
+  Raises:
+    UserError: says how many and names some.
+  """
+  if damaged not in ('fail', 'skip'):
+    raise UserError(f'config.data.damaged={damaged!r}: is neither fail nor skip')
+  listed = epath.Path(folder) / REJECTED
+  if not rejected:
+    listed.unlink(missing_ok=True)
+    return
+  rows = io.StringIO(newline='')
+  csv.writer(rows, lineterminator='\n').writerows([('file_name', 'reason'), *rejected.items()])
+  listed.write_text(rows.getvalue())
+  if damaged == 'fail':
+    some = ', '.join(list(rejected)[:3]) + (', ...' if len(rejected) > 3 else '')
+    raise UserError(f'{task.name}: {len(rejected)} of {len(task.clips)} clips cannot be read ({some}; all with reasons '
+                    f'in {listed}): restore them, or leave them out by config.data.damaged=skip')
+
+
+def missing_files(task: Task) -> dict[str, str]:
+  """{file: reason} of the clips that are not there, so that one need not wait for the others to be decoded."""
+  with ThreadPoolExecutor(4 * THREADS) as pool:  # stat waits, on network disks
+    there = pool.map(lambda clip: os.path.exists(task.path(clip)), task.clips)
+    return {clip.file: 'no such file' for clip, exists in zip(task.clips, there) if not exists}
 
 
 def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
@@ -97,6 +131,7 @@ def _compute(model, task: Task, seed: int) -> Features:
           waves.append(wave)
       if waves:
         rows.append(model.features(np.stack(waves)))
+        _check_finite(rows[-1], files[-len(waves):])
       progress(min(len(task.clips), (i + 1) * GROUP), len(task.clips))
   progress.close()
   if not files:
@@ -104,6 +139,14 @@ def _compute(model, task: Task, seed: int) -> Features:
                     f'{next(iter(rejected.values()))}')
   features, audio = zip(*rows)
   return Features(files, np.concatenate(features), None if audio[0] is None else np.concatenate(audio), rejected)
+
+
+def _check_finite(row: tuple, files: list[str]):
+  for kind in row:
+    if kind is not None and not np.isfinite(kind).all():
+      first = int(np.argmin(np.isfinite(kind).all(axis=1)))
+      raise UserError(f'{files[first]}: the model gives NaN or infinite features for it: the weights are damaged or '
+                      'were trained into NaN; use an earlier checkpoint')
 
 
 def _key(model, task: Task, seed: int) -> str:

@@ -4,10 +4,10 @@ import sys
 import numpy as np
 
 from m2d_clap_jax import api, plots
-from m2d_clap_jax.data.tasks import Task, open_task
+from m2d_clap_jax.data.tasks import Task, check_classes, open_task
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, metrics, report
-from m2d_clap_jax.eval.extract import Features, extract, summary
+from m2d_clap_jax.eval.extract import Features, extract, missing_files, refuse_damaged, summary
 from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
@@ -28,17 +28,46 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
   function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'found', 'pipeline', 'seed', 'folder'))
+  data = dict(data)
+  damaged = data.pop('damaged', 'fail')
   opened = bind(open_data, data, 'config.data', given=('task',))(task)
   folder = make_workdir(workdir)
+  refuse_damaged(opened, missing_files(opened), folder, damaged)
   pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+  check(job, opened, pipeline)
+  whole = opened
   opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
+  refuse_damaged(whole, found.rejected, folder, damaged)
+  notice = check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+  if notice:
+    print(notice, file=sys.stderr)
   print(summary(opened, found), file=sys.stderr)
   result = function(opened, found, pipeline, seed, folder)
   report.write(folder, {
       'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
       'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
-      'clips': {'used': len(found.files), 'rejected': found.rejected}})
+      'clips': {'used': len(found.files), 'rejected': found.rejected}, 'notice': notice})
   print((folder / report.TABLE).read_text())
+
+
+def check(job: str, opened: Task, pipeline) -> str:
+  """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
+  if job == 'linear':
+    return check_classes(opened)
+  if job == 'zeroshot' and not opened.classes:
+    raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
+  if job == 'retrieval' and opened.metric != 'retrieval':
+    raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
+  if not test_clips(opened):
+    raise UserError(f'{opened.name}: has no test clips')
+  if pipeline.network.text_width is None:
+    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
+  return ''
+
+
+def test_clips(opened: Task) -> list:
+  """Those of the test split, or of all folds together."""
+  return [clip for clip in opened.clips if opened.folds or clip.split == 'test']
 
 
 def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
@@ -50,7 +79,6 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
            weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200, patience: int = 20) -> dict:
   """The paper's linear evaluation, `runs` times; the other options are those of `linear_protocol.run`."""
   del pipeline
-  _need(opened)
   targets = opened.targets(opened.clips)
   number = {clip.file: i for i, clip in enumerate(opened.clips)}
   folds = opened.folds or (None,)
@@ -58,8 +86,6 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
   for fold in folds:
     splits = {name: np.array([number[clip.file] for clip in clips], int)
               for name, clips in opened.splits(fold).items()}
-    if not len(splits['train']) or not len(splits['test']):
-      raise UserError(f'{opened.name}: has no training or no test clips' + ('' if fold is None else f' in fold {fold}'))
     for k in range(runs):
       train, valid = splits['train'], splits['valid']
       if not len(valid):
@@ -90,11 +116,8 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
   templates: captions for each label, averaged; without them the task's own captions.
   """
   del seed
-  _need(opened)
-  clips = [clip for clip in opened.clips if opened.folds or clip.split == 'test']
+  clips = test_clips(opened)
   _, audio = found.of(clips)
-  if audio is None:
-    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which zero-shot classification needs')
   text = (pipeline.encode_labels(opened.classes, templates) if templates
           else pipeline.encode_labels(opened.captions, '{}'))
   targets = opened.targets(clips)
@@ -115,12 +138,8 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
 def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
   """Audio to text and text to audio over the test clips, each with all its captions."""
   del seed, folder
-  if opened.metric != 'retrieval':
-    raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
-  clips = [clip for clip in opened.clips if opened.folds or clip.split == 'test']
+  clips = test_clips(opened)
   _, audio = found.of(clips)
-  if audio is None:
-    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which retrieval needs')
   captions = [(i, text) for i, clip in enumerate(clips) for text in clip.captions]
   text = pipeline.encode_text([caption for _, caption in captions])
   similarity = normalise(audio) @ normalise(text).T
@@ -129,11 +148,6 @@ def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dic
 
 
 KINDS = {'linear': linear, 'zeroshot': zero_shot, 'retrieval': retrieval}
-
-
-def _need(opened: Task):
-  if not opened.classes:
-    raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
 
 
 def _draw_classes(folder, opened: Task, labels, predictions, title: str):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.audio import LogMel
-from m2d_clap_jax.data.tasks import Task, open_task
+from m2d_clap_jax.data.tasks import Task, check_classes, open_task
 from m2d_clap_jax.data.waves import SCALE, Waves
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
-from m2d_clap_jax.eval.extract import wave_of
+from m2d_clap_jax.eval.extract import missing_files, refuse_damaged, wave_of
 from m2d_clap_jax.eval.linear_protocol import mean_and_interval
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
@@ -92,15 +92,15 @@ def note(text: str):
 
 
 def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: str, csv: str | None = None,
-              seconds: float | None = None, cache: str = '', sample_rate: int = 16000):
+              seconds: float | None = None, damaged: str = 'fail', cache: str = '', sample_rate: int = 16000):
   """Opens the task and decodes its recordings -> (Data, rate in Hz).
 
   What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Clips of
   another length are cut and padded as for linear evaluation.
   """
   opened = open_task(task, root, csv or None, seconds=seconds)
-  if not opened.classes:
-    raise UserError(f'{task}: has captions and no labels, which fine-tuning needs')
+  check_classes(opened)
+  refuse_damaged(opened, missing_files(opened), workdir, damaged)
   rate = weights.sample_rate if weights else sample_rate
   LogMel.for_rate(rate)  # refuses others
 
@@ -118,7 +118,12 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   if not places:
     raise UserError(f'{root}: none of the {len(rejected)} clips of {task} can be read, the first because '
                     f'{next(iter(rejected.values()))}')
-  return Data(opened.restrict(set(places)), waves, places, rejected), rate
+  refuse_damaged(opened, rejected, workdir, damaged)
+  used = opened.restrict(set(places))
+  notice = check_classes(used)  # again: what is left of the clips may lack a class
+  if notice:
+    note(notice)
+  return Data(used, waves, places, rejected), rate
 
 
 def _identity(path: str) -> str:
