@@ -14,6 +14,7 @@ COMMANDS = {
     'classify': 'audio files -> how well labels of your choice fit them',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
+    'fetch': 'a data set of TensorFlow Datasets -> an evaluation task',
     'report': 'results of evaluations -> the tables of the paper',
 }
 
@@ -31,7 +32,7 @@ def main(argv=None):
     print(f'm2d-clap: {e}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    resumes = '; the same command continues where it stopped' if args.command == 'prepare' else ''
+    resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
     print(f'm2d-clap: interrupted{resumes}', file=sys.stderr)
     return 130
   except BrokenPipeError:  # `m2d-clap ... | head` has seen enough; Python would complain when it flushes at its end

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 
 import numpy as np
 import soundfile
@@ -69,6 +70,16 @@ def stream(path, sample_rate, max_seconds=None):
     raise AudioError(f'{path}: is a folder, not a file; correct the path or drop its row') from None
   except OSError as error:
     raise AudioError(f'{path}: cannot be read ({_one_line(error.strerror or error)}); check the file') from None
+
+
+def save_flac(path, wave, sample_rate):
+  """Writes a mono wave [S]: int16 as it is, float32 in [-1, 1] with 24 bits. The file appears only when complete."""
+  path = epath.Path(path)
+  temporary = path.parent / f'.{path.name}.{os.getpid()}'
+  buffer = io.BytesIO()
+  soundfile.write(buffer, wave, sample_rate, 'PCM_16' if wave.dtype == np.int16 else 'PCM_24', format='FLAC')
+  temporary.write_bytes(buffer.getvalue())
+  temporary.replace(path)
 
 
 def as_mono(wave, channel_axis=None):

@@ -32,6 +32,31 @@ TASKS = {
     'clotho': Settings(30.0, 'retrieval', '{}'),
 }
 
+
+
+class Source(NamedTuple):
+  """Where TensorFlow Datasets' catalogue has a task's data.
+
+  builder: name in the catalogue; label: where an example has its class; splits: the catalogue's name -> ours, or '' where
+  there are no official parts; rate: Hz.
+  """
+  builder: str
+  label: tuple[str, ...] = ('label',)
+  splits: dict[str, str] = {'train': 'train', 'validation': 'valid', 'test': 'test'}
+  rate: int = 16000
+
+
+NSYNTH = {name: name for name in ('train', 'valid', 'test')}
+CATALOGUE = {
+    'gtzan': Source('gtzan', splits={'train': ''}, rate=22050),
+    'speech_commands': Source('speech_commands'),
+    'nsynth': Source('nsynth/full', ('instrument', 'family'), NSYNTH),
+    'nsynth_gansynth': Source('nsynth/gansynth_subset', ('instrument', 'family'), NSYNTH),
+    'cremad': Source('crema_d'),
+    'voxforge': Source('voxforge'),
+    'vc1': Source('voxceleb'),
+}
+
 # Percent, of M2D-CLAP/0.7 (M2D-CLAP, tables 1 to 3).
 PAPER = {
     'linear': {'esc50': 96.3, 'us8k': 88.8, 'spcv2': 95.8, 'vc1': 70.3, 'voxforge': 98.3, 'cremad': 73.4, 'gtzan': 84.1,
