@@ -105,3 +105,36 @@ def test_the_readme_names_every_variant_and_every_file_it_links():
   assert sorted(table) == sorted(module.VARIANTS)
   for link in re.findall(r'\]\(([^)#:]+)\)', readme):
     assert (ROOT / link).exists(), link
+
+
+def test_a_preempted_or_stalled_job_is_started_again_and_a_failed_one_is_not(launch, tmp_path):
+  launch('gpu.sh')  # installs
+  python = launch.repository / '.venv' / 'bin' / 'python'
+  counter = tmp_path / 'count'
+  for codes, expected in (('75 76 0', 0), ('75 2', 2)):
+    counter.write_text('0')
+    python.write_text(f"""#!/usr/bin/env bash
+if [ "$1" != main.py ]; then exec {tmp_path}/python3 "$@"; fi
+codes=({codes}); n=$(cat {counter}); echo $((n + 1)) > {counter}; exit "${{codes[$n]}}"
+""")
+    code, _ = launch('gpu.sh', '--config=x')
+    assert code == expected and int(counter.read_text()) == len(codes.split())
+
+
+@pytest.mark.parametrize('script, options, words', [
+    ('gpu.sh', ['--config=a b'], 'main.py --config=a b'),
+    ('slurm.sh', ['2', '8', '--config=a b', '--workdir=/w'],
+     r'main.py --distributed --config=a\ b --workdir=/w'),
+])
+def test_a_dry_run_prints_and_does_nothing(script, options, words, launch):
+  result = subprocess.run(['bash', str(launch.repository / 'launch' / script), '--dry-run', *options],
+                          capture_output=True, text=True, check=True)
+  assert words in result.stdout and not (launch.repository / '.venv').exists()
+  if script == 'slurm.sh':
+    assert '#SBATCH --nodes=2' in result.stdout and '#SBATCH --ntasks-per-node=8' in result.stdout
+    subprocess.run(['bash', '-n'], input=result.stdout, text=True, check=True)
+
+
+def test_slurm_wants_the_numbers_of_nodes_and_gpus(launch):
+  code, commands = launch('slurm.sh', '--config=x')
+  assert code == 2 and not commands

@@ -261,3 +261,25 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
   with prepare._folder(tmp_path / 'out'):
     with pytest.raises(UserError, match='another preparation'):
       prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'out', text_encoder=None)
+
+
+def test_tasks_of_an_array_job_write_the_records_of_one_run(tmp_path):
+  manifest = corpus(tmp_path / 'audio', 12, seconds=0.2)
+  options = dict(num_shards=5, workers=1)
+  prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'one', text_encoder=FakeEncoder(), **options)
+  metas = [prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'many', text_encoder=FakeEncoder(), task=(i, 3),
+                           **options) for i in (2, 0, 1)]
+  assert metas[:2] == [None, None] and metas[2] == json.loads((tmp_path / 'one' / 'prepare.json').read_text())
+  names = sorted(path.name for path in (tmp_path / 'one').iterdir() if not path.name.startswith('.'))
+  assert names == sorted(path.name for path in (tmp_path / 'many').iterdir() if not path.name.startswith('.'))
+  for name in names:
+    if name.endswith('.tfrecord'):
+      assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'many' / name).read_bytes(), name
+
+
+def test_tasks_run_at_once_and_the_same_task_only_once(tmp_path):
+  with prepare._folder(tmp_path, (0, 2)), prepare._folder(tmp_path, (1, 2)):
+    for second in ((0, 2), None):
+      with pytest.raises(UserError, match='another preparation'):
+        with prepare._folder(tmp_path, second):
+          pass

@@ -12,8 +12,11 @@ from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.train import faults
 from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
 
-# Each process has one device, and computes its part of every batch.
-ENV = ENVIRONMENT | {'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo', 'OMP_NUM_THREADS': '1'}
+# Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
+# order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
+ENV = ENVIRONMENT | {
+    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo', 'OMP_NUM_THREADS': '1',
+    'XLA_FLAGS': f'{ENVIRONMENT["XLA_FLAGS"]} --xla_cpu_enable_concurrency_optimized_scheduler=false'}
 
 
 def free_port():

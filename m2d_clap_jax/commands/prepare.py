@@ -1,5 +1,7 @@
 """`m2d-clap prepare`: the options of `data.prepare`."""
+import argparse
 import os
+import re
 
 from m2d_clap_jax.errors import UserError
 
@@ -9,7 +11,10 @@ def add_arguments(p):
 Manifest and audio files (or log-mel .npy files and caption embeddings) -> a
 folder of TFRecord shards. The same command continues an interrupted
 preparation."""
-  p.epilog = 'example:\n  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips'
+  p.epilog = """\
+examples:
+  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips
+  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips --task=3/16"""
   source = p.add_mutually_exclusive_group(required=True)
   source.add_argument('--manifest', help='CSV (file_name, caption and/or label, optional split) or JSON lines')
   source.add_argument('--logmels', metavar='FOLDER', help='folder of [F, T] .npy log-mels, instead of a manifest')
@@ -27,10 +32,22 @@ preparation."""
   p.add_argument('--embedding_dtype', default='float16', choices=['float16', 'float32'], help='default: %(default)s')
 
 
+  p.add_argument('--task', metavar='I/N', type=_task,
+                 help='write every N-th shard from the I-th (from 0): for array jobs, all with the same other options')
+
+
+def _task(text):
+  match = re.fullmatch(r'(\d+)/(\d+)', text)
+  if not match or int(match[1]) >= int(match[2]):
+    raise argparse.ArgumentTypeError(f'{text!r} is not I/N with I from 0 to N - 1')
+  return int(match[1]), int(match[2])
+
+
 def run(args):
   from m2d_clap_jax.data import prepare
   common = dict(split=args.split, num_shards=args.num_shards, workers=args.workers, sample_rate=args.sample_rate,
-                max_seconds=args.max_seconds, embedding_dtype=args.embedding_dtype, text_encoder=args.text_encoder)
+                max_seconds=args.max_seconds, embedding_dtype=args.embedding_dtype, text_encoder=args.text_encoder,
+                task=args.task)
   if args.logmels:
     if args.audio_root:
       raise UserError('--audio_root belongs to --manifest; --logmels takes none')
@@ -40,4 +57,5 @@ def run(args):
       raise UserError('--caption_embeddings belongs to --logmels; with --manifest choose a --text_encoder')
     root = args.audio_root or os.path.dirname(os.path.abspath(args.manifest))
     meta = prepare.prepare(args.manifest, root, args.out, **common)
-  print(prepare.summary(meta, args.out))
+  if meta:
+    print(prepare.summary(meta, args.out))

@@ -6,6 +6,7 @@ so a shard that is written after a restart, or by another machine, gets the same
 import hashlib
 import os
 import shutil
+import socket
 
 import numpy as np
 
@@ -28,12 +29,18 @@ class CaptionBank:
     self._folder = os.path.join(folder, f'.captions-{digest.hexdigest()[:16]}')
     self._blocks = {}
 
-  def embed(self, rows, progress):
-    """Makes the blocks that the rows need and that are not there yet. `progress(done, total)` is called after each."""
+  def embed(self, rows, progress, task=None):
+    """Makes the blocks that the rows need and that are not there yet. `progress(done, total)` is called after each.
+
+    Of n tasks at once each begins at another block, so that they share the work.
+    """
     needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
     os.makedirs(self._folder, exist_ok=True)
-    needed = [i for i in needed if not os.path.exists(self._path(i))]
+    first = 0 if task is None else task[0] * len(needed) // task[1]
+    needed = [i for i in needed[first:] + needed[:first] if not os.path.exists(self._path(i))]
     for done, i in enumerate(needed, 1):
+      if os.path.exists(self._path(i)):  # another task was faster
+        continue
       texts = self._texts[i * BLOCK:(i + 1) * BLOCK]
       values = np.asarray(self._encoder(texts), np.float32)
       if values.shape != (len(texts), self._encoder.width):
@@ -44,7 +51,7 @@ class CaptionBank:
         bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
         raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
                         'use --embedding_dtype=float32 or another text encoder')
-      temporary = self._path(i) + '.tmp'
+      temporary = f'{self._path(i)}.{socket.gethostname()}-{os.getpid()}.tmp'
       with open(temporary, 'wb') as f:
         np.save(f, stored)
         f.flush()

@@ -13,8 +13,8 @@ from m2d_clap_jax.progress import Progress
 
 
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
-            num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16'):
-  """Manifest and audio files -> data folder `out`; returns prepare.json's dict.
+            num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None):
+  """Manifest and audio files -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
     manifest: CSV or JSON lines (see data.manifest).
@@ -27,6 +27,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     workers: decoding processes; by default one for each core. Has no effect on the result.
     max_seconds: longer clips are cut, and counted as truncated.
     embedding_dtype: 'float16' or 'float32'.
+    task: (i, n) writes every n-th shard, from the i-th, beside n - 1 others with the same arguments, on one machine or
+      many that share `out`. Whichever ends last completes the folder. The result is that of one run.
 
   Raises:
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
@@ -42,24 +44,24 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
       row.captions = [captions.label_caption(row.labels)]
     if text_encoder is not None and not row.captions and not row.reason:
       row.reason = 'no caption and no label'
-  with _folder(out) as out:
+  with _folder(out, task) as out:
     encoder = _encoder(text_encoder)
     settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
     jobs = shards.plan(rows, settings, num_shards)
     done = shards.finished(out, jobs)
-    todo = [job for job in jobs if job.name not in done]
+    todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
     if encoder and todo:
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
       with shards.writing(out):
-        bank.embed([row for job in todo for row in job.rows], Progress('captions'))
-    return _write(out, jobs, done, worker.AUDIO, audio_root, bank, logmel, max_seconds, workers)
+        bank.embed([row for job in todo for row in job.rows], Progress('captions'), task)
+    return _write(out, jobs, done, worker.AUDIO, audio_root, bank, logmel, max_seconds, workers, task)
 
 
 def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, sample_rate=16000, split=None,
-                    num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16'):
-  """The authors' folders -> data folder `out`; returns prepare.json's dict.
+                    num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None):
+  """The authors' folders -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
     logmels: folder of `.npy` files [F, T] or [1, F, T], sub-folders too.
@@ -79,10 +81,10 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
   bank = authors.Dictionaries(caption_embeddings, embedding_dtype) if caption_embeddings else None
   if bank:
     bank.mark_missing(rows)
-  with _folder(out) as out:
+  with _folder(out, task) as out:
     jobs = shards.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
     done = shards.finished(out, jobs)
-    return _write(out, jobs, done, worker.NPY, logmels, bank, logmel, max_seconds, workers)
+    return _write(out, jobs, done, worker.NPY, logmels, bank, logmel, max_seconds, workers, task)
 
 
 def summary(meta, out):
@@ -99,9 +101,14 @@ def summary(meta, out):
   return '\n'.join(lines)
 
 
-def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers):
-  """Writes the shards that are not done, then the metadata."""
-  todo = [job for job in jobs if job.name not in done]
+def _own(jobs, task):
+  """The shards that a task writes."""
+  return jobs if task is None else jobs[task[0]::task[1]]
+
+
+def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers, task):
+  """Writes the task's shards that are not done, then, if no other is missing, the metadata."""
+  todo = [job for job in _own(jobs, task) if job.name not in done]
   if todo:
     if done:
       print(f'{out}: {len(done)} of {len(jobs)} shards are there already', file=sys.stderr)
@@ -113,6 +120,11 @@ def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers):
       results = pool.map(tasks)
       for job in todo:
         shards.write_shard(out, job, results, bank, progress.step)
+  missing = len(jobs) - len(shards.finished(out, jobs))
+  if missing and task:
+    print(f'{out}: {missing} of {len(jobs)} shards belong to tasks that are not done; the last one completes the folder',
+          file=sys.stderr)
+    return None
   meta = shards.write_metadata(out)
   embeddings.remove_blocks(out)
   return meta
@@ -163,16 +175,19 @@ def _check_arguments(num_shards, workers, max_seconds, embedding_dtype):
 
 
 @contextlib.contextmanager
-def _folder(out):
-  """Makes `out` and keeps a second run out of it; yields its path as a string."""
+def _folder(out, task=None):
+  """Makes `out` and keeps a second run, or a second run of the same task, out of it; yields its path as a string."""
   out = os.fspath(out)
-  lock = os.path.join(out, '.lock')
+  locks = {'.lock': fcntl.LOCK_SH if task else fcntl.LOCK_EX}
+  if task:
+    locks[f'.lock-{task[0]}-of-{task[1]}'] = fcntl.LOCK_EX
   with contextlib.ExitStack() as stack:
-    with shards.writing(out):
-      os.makedirs(out, exist_ok=True)
-      f = stack.enter_context(open(lock, 'w', encoding='utf-8'))
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+    for name, kind in locks.items():
+      with shards.writing(out):
+        os.makedirs(out, exist_ok=True)
+        f = stack.enter_context(open(os.path.join(out, name), 'w', encoding='utf-8'))
+      try:
+        fcntl.flock(f, kind | fcntl.LOCK_NB)
+      except BlockingIOError as e:
+        raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
     yield out

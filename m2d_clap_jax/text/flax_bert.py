@@ -1,15 +1,14 @@
 """Find, download and load a BERT sentence encoder into Flax-transformers, without torch."""
 
-import contextlib
 import importlib.util
 import json
-import logging
 import pathlib
 import re
 
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.quiet import quiet
 
 # Only what is read here: repositories also hold the weights for torch, ONNX and OpenVINO.
 _FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.json', 'tokenizer_config.json',
@@ -45,7 +44,7 @@ def load_model(folder, tensors=None):
                       'tokenizer')
   from transformers import BertConfig, FlaxBertModel
   config = _read_config(folder, BertConfig)
-  with quiet_transformers():
+  with quiet('transformers'):  # its Flax classes are deprecated: hence our pin
     model = FlaxBertModel(config, _do_init=False, add_pooling_layer=False)
   return model.module, config, _fill(model.params_shape_tree, tensors or _read_tensors(folder), folder)
 
@@ -54,23 +53,11 @@ def load_tokenizer(folder):
   """The folder's own fast tokenizer."""
   from transformers import AutoTokenizer
   try:
-    with quiet_transformers():
+    with quiet('transformers'):
       return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
   except Exception as error:  # each kind of damaged file raises something else
     raise UserError(f'{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy or download it again'
                     ) from None
-
-
-@contextlib.contextmanager
-def quiet_transformers():
-  """Keeps transformers' notices (its Flax classes are deprecated: hence our pin) off the terminal meanwhile."""
-  logger = logging.getLogger('transformers')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
 
 
 def _download(name):

@@ -1,7 +1,5 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
-import contextlib
 import json
-import logging
 import sys
 import time
 
@@ -12,6 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.quiet import quiet
 from m2d_clap_jax.train.state import TrainState
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
@@ -70,7 +69,7 @@ class Checkpoints:
   def _differs(self, step: int, abstract_state: TrainState) -> bool:
     """Whether a checkpoint's arrays have other names or shapes than wanted; False where it does not even tell them."""
     try:
-      with _without_notices(), ocp.PyTreeCheckpointer() as checkpointer:
+      with quiet('absl'), ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(self.folder / str(step) / 'state').item_metadata.tree
     except Exception:  # as in `restore`
       return False
@@ -129,7 +128,7 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
     UserError: there is no complete checkpoint.
   """
   folder = epath.Path(workdir) / 'checkpoints'
-  with _without_notices(), ocp.CheckpointManager(
+  with quiet('absl'), ocp.CheckpointManager(  # orbax tells what read-only means, each time
       folder, options=ocp.CheckpointManagerOptions(read_only=True),
       item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:
     step = manager.latest_step()
@@ -142,15 +141,3 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
         state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
         meta=ocp.args.JsonRestore()))
   return step, item['state']['params'], item['state'].get('target_params', {}), item['meta']
-
-
-@contextlib.contextmanager
-def _without_notices():
-  """Orbax tells what read-only means, each time."""
-  logger = logging.getLogger('absl')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
