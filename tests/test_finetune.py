@@ -1,13 +1,10 @@
 """Fine-tuning from files to scores: it learns, continues after a kill, and leaves a model that others open."""
 import csv
-import functools
 import json
-import os
 import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -15,18 +12,10 @@ import soundfile
 import m2d_clap_jax
 from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
-from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.torch_io import write
-from m2d_clap_jax.train import finetune, sharding
-from m2d_clap_jax.train.export import classifier_weights
+from m2d_clap_jax.train import finetune
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
-from m2d_clap_jax.train.finetune_step import (Augmentation, Inputs, classification_loss, create_state, finetune_step,
-                                              freezing, score)
-from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.sharding import make_mesh  # not the one that `one_device` puts in its place
 from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
 
 RATE = 16000
@@ -171,83 +160,6 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
   assert (broken / 'run0' / 'result.json').read_text() == (whole / 'run0' / 'result.json').read_text()
   a, b = (weights.read(folder / 'run0' / 'best').fingerprint for folder in (broken, whole))
   assert a == b
-
-
-NETWORK = M2DCLAP(input_size=(80, 64), text_width=None, norm_stats=(-5.0, 3.0), **TINY)
-INPUTS = Inputs(LogMel(), (-5.0, 3.0), (16, 16))
-WAVES = (3000 * np.random.default_rng(0).standard_normal((16, 8000))).astype(np.int16)
-TARGETS = np.eye(3, dtype=np.float32)[np.arange(16) % 3]
-
-
-def one_step(devices, fsdp=1, frozen=False):
-  model = Classifier(NETWORK, 3, flat=True)
-  tx = FINE_TUNING['adamw_amsgrad'](lambda _: 1e-2)
-  tx = freezing(tx, 'patch_embed') if frozen else tx
-  mesh = make_mesh(jax.devices()[:devices], fsdp)
-  create = functools.partial(create_state, 0, model=model, tx=tx, shape=NETWORK.input_size)
-  shardings = sharding.of_state(jax.eval_shape(create), mesh)
-  state = jax.jit(create, out_shardings=shardings)()
-  before = jax.device_get(state.params)
-  step = functools.partial(
-      finetune_step, model=model, tx=tx, inputs=INPUTS, multi_label=False, gather=sharding.gather(mesh),
-      augmentation=Augmentation(mixup=0.3, spec_frequency=8, spec_time=8, resize_crop=True, patchout=0.5))
-  update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-  state, metrics = update(state, sharding.to_devices(mesh, {'waves': WAVES, 'targets': TARGETS}), {})
-  return before, jax.device_get(state), {key: float(value) for key, value in metrics.items()}
-
-
-@functools.cache
-def alone():
-  return one_step(1)
-
-
-@pytest.mark.parametrize('devices, fsdp', [(8, 1), (8, 4)])
-def test_one_step_does_not_depend_on_the_devices(devices, fsdp):
-  _, state, metrics = one_step(devices, fsdp)
-  _, expected, numbers = alone()
-  assert metrics == pytest.approx(numbers, rel=1e-4)
-  for name in ('mean', 'var'):
-    np.testing.assert_allclose(state.stats['head_norm'][name], expected.stats['head_norm'][name], rtol=1e-4, atol=1e-6)
-  # The first step of Adam is the sign of the gradient where that is more than rounding: moments tell more.
-  for a, b in zip(jax.tree.leaves(state.opt_state[0].mu), jax.tree.leaves(expected.opt_state[0].mu)):
-    np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-8)
-
-
-def test_a_frozen_part_stays_also_under_weight_decay():
-  before, state, _ = one_step(1, frozen=True)
-  for leaf, old in zip(jax.tree.leaves(state.params['network']['patch_embed']),
-                       jax.tree.leaves(before['network']['patch_embed'])):
-    np.testing.assert_array_equal(leaf, old)
-  assert np.abs(state.params['head']['kernel'] - before['head']['kernel']).max() > 1e-3
-
-
-@pytest.mark.parametrize('flat', [False, True])
-def test_an_exported_classifier_has_the_same_logits(flat, tmp_path):
-  model = Classifier(NETWORK, 3, flat=flat)
-  variables = jax.jit(model.init)(jax.random.key(1), np.zeros((1, 80, 64), np.float32))
-  draw = np.random.default_rng(1)
-  width = variables['params']['head']['kernel'].shape[0]
-  stats = {'head_norm': {'mean': draw.standard_normal(width).astype(np.float32),
-                         'var': draw.uniform(0.5, 2, width).astype(np.float32)}}
-  table = np.asarray(draw.standard_normal((1, 21, 32)), np.float32)
-  expected = jax.jit(functools.partial(score, model=model, inputs=INPUTS))(
-      variables['params'], stats, {'network': {'pos_embed': table}}, WAVES)
-  found = classifier_weights(model, variables['params'], stats, table=table, sample_rate=RATE, classes=('a', 'b', 'c'))
-  write.save_portable(found, tmp_path)
-  logits = m2d_clap_jax.load(tmp_path).logits(WAVES)
-  assert np.abs(expected).max() > 0.02
-  np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-
-
-def test_losses_are_averaged_over_batch_and_classes():
-  draw = np.random.default_rng(0)
-  logits, targets = (x.astype(np.float32) for x in (draw.standard_normal((4, 5)), draw.uniform(size=(4, 5))))
-  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  np.testing.assert_allclose(classification_loss(logits, targets, False),
-                             -(targets * np.log(probabilities)).sum() / 20, rtol=1e-5)
-  sigmoid = 1 / (1 + np.exp(-logits))
-  np.testing.assert_allclose(classification_loss(logits, targets, True),
-                             -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid)).sum() / 20, rtol=1e-5)
 
 
 @pytest.mark.parametrize('changes, words', [
