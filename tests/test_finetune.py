@@ -147,7 +147,7 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
   command = [sys.executable, 'main.py', *options]
   subprocess.run([*command, f'--workdir={whole}'], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
   history, codes = broken / 'run0' / 'metrics.jsonl', []
-  for step, sent in ((10, signal.SIGKILL), (20, signal.SIGTERM), (None, None)):
+  for step, sent in ((10, signal.SIGKILL), (30, signal.SIGTERM), (None, None)):
     process = subprocess.Popen([*command, f'--workdir={broken}'], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if step:
