@@ -16,6 +16,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import valid_patches
+from m2d_clap_jax.train import sharding
 from m2d_clap_jax.weights import Weights, read
 
 TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
@@ -29,7 +30,7 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 
 
   Args:
     dtype: of the matrix products, 'float32' or 'bfloat16'.
-    batch_size: chunks (of 6.08 s, for most models) that the device works on at a time.
+    batch_size: chunks (of 6.08 s, for most models) that each device of this process works on at a time.
     overrides: what a public file does not tell or tells wrongly: sample_rate, text_encoder (name or folder), fields of
       `M2DCLAP` such as input_size.
 
@@ -58,10 +59,13 @@ class Pipeline:
     self.logmel = LogMel.for_rate(weights.sample_rate)
     self.classes = weights.classes
     tables = weights.trees.get('tables', {})
-    self.variables = {'params': jax.device_put(_inference_only(weights.nested('params')))}
+    variables = {'params': _inference_only(weights.nested('params'))}
     if 'pos_embed' in tables:
-      self.variables['tables'] = {'pos_embed': jnp.asarray(tables['pos_embed'])}
-    self._batch_size = batch_size
+      variables['tables'] = {'pos_embed': np.asarray(tables['pos_embed'])}
+    self._mesh = sharding.make_mesh(jax.local_devices())
+    self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
+    self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # no copy: the first device's own
+    self._batch_size = batch_size * self._mesh.size
     self._buckets = buckets(self.network.grid[1])
     self._pooled = jax.jit(functools.partial(_pooled, network=self.network))
     self._columns = jax.jit(functools.partial(_columns, network=self.network))
@@ -197,10 +201,16 @@ class Pipeline:
         yield Chunk(i, number, width, piece)
 
   def _pooled_batch(self, logmel, columns):
-    return self._pooled(self.variables, logmel, columns)
+    return self._pooled(*self._placed(logmel, columns))
 
   def _columns_batch(self, logmel, columns):
-    return self._columns(self.variables, logmel, columns)
+    return self._columns(*self._placed(logmel, columns))
+
+  def _placed(self, logmel, columns):
+    """A batch over all devices, if they divide it, else on the first -> (variables, logmel, columns)."""
+    if len(logmel) % self._mesh.size:
+      return self.variables, logmel, columns
+    return self._everywhere, *jax.device_put((logmel, columns), sharding.over_batch(self._mesh))
 
   def _semantic(self, frames: np.ndarray) -> np.ndarray:
     """Frame features [T, 5 * D] -> [E] by the semantic projector, which attends to all patches of a clip.

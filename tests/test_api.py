@@ -2,6 +2,7 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -230,3 +231,17 @@ for name in ('short', 'long'):
   result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   short, long = map(int, result.stdout.split())
   assert long - short < 60 << 10, (short, long, result.stderr)  # KiB; the wave alone would be 230 MB
+
+
+def test_eight_devices_give_the_features_of_one(music, monkeypatch):
+  clips = [music[500 * i:500 * i + 9000] for i in range(25)]  # batches of 16, 8 and 1
+  many = m2d_clap_jax.load(tiny_weights(), batch_size=2)
+  used = []
+  compute = many._pooled
+  many._pooled = lambda *args: used.append(len(args[1].devices()) if hasattr(args[1], 'devices') else 1) or compute(*args)
+  first = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: first)
+  one = m2d_clap_jax.load(tiny_weights())
+  for value, expected in zip(many.features(clips), one.features(clips)):
+    np.testing.assert_allclose(value, expected, atol=5e-6 * np.abs(expected).max())
+  assert used == [8, 8, 1] and one._mesh.size == 1
