@@ -102,7 +102,8 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
   if not opened.multi_label:
     predictions = np.concatenate([outcomes[i * runs].scores.argmax(axis=1) for i in range(len(folds))])
     labels = np.concatenate([targets[problems[i * runs].test].argmax(axis=1) for i in range(len(folds))])
-    _draw_classes(folder, opened, labels, predictions, f'{opened.name}, linear: {100 * mean:.1f}%')
+    own = metrics.accuracy(predictions, labels)
+    _draw_classes(folder, opened, labels, predictions, f'{opened.name}, linear, first run: {100 * own:.1f}%')
   plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
   return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
