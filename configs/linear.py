@@ -13,6 +13,7 @@ def common(job):
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
       'seconds': placeholder(float),  # length of a clip; None: the task's
+      'names': '',  # AudioSet's class_labels_indices.csv, where labels are its identifiers (/m/09x0r)
       'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
       'template': placeholder(str),  # how a label becomes a caption; None: the task's captions
   })

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from m2d_clap_jax.data.task_table import PAPER, TASKS
-from m2d_clap_jax.data.tasks import check_classes, open_task, read_metadata
+from m2d_clap_jax.data.tasks import check_classes, open_task, read_metadata, unnamed
 from m2d_clap_jax.errors import UserError
 
 
@@ -93,3 +93,15 @@ def test_labels_of_one_fold_alone_are_told_and_kept(tmp_path):
   assert '1 clips have labels of one fold alone (1 of 2: rain)' in check_classes(open_task('esc50', root))
   root = write(tmp_path, 'file_name,label,fold\na.wav,dog,1\nb.wav,dog,2\nc.wav,rain,2\na2.wav,rain,1\n')
   assert check_classes(open_task('esc50', root)) == ''
+
+
+def test_names_of_audioset_stand_for_its_identifiers(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,"/m/09x0r,/t/dd00003",train\nb.wav,/m/09x0r,test\n', 'as20k.csv')
+  assert unnamed(open_task('as20k', root)) == '/m/09x0r'
+  names = tmp_path / 'class_labels_indices.csv'
+  names.write_text('index,mid,display_name\n0,/m/09x0r,Speech\n1,/t/dd00003,"Male singing, loud"\n')
+  task = open_task('as20k', root, names=str(names))
+  assert task.captions == task.names == ('Speech', 'Male singing, loud') and not unnamed(task)
+  names.write_text('index,display_name\n0,Speech\n')
+  with pytest.raises(UserError, match="has no column 'mid'"):
+    open_task('as20k', root, names=str(names))

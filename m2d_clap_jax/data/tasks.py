@@ -29,7 +29,8 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () with splits."""
+  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () with splits.
+  names: of the classes, as people read them."""
   name: str
   root: str
   clips: tuple[Clip, ...]
@@ -39,6 +40,7 @@ class Task:
   metric: str
   captions: tuple[str, ...]
   folds: tuple[int, ...] = ()
+  names: tuple[str, ...] = ()
 
   def path(self, clip: Clip) -> str:
     return os.path.join(self.root, clip.file)
@@ -64,7 +66,7 @@ class Task:
 
 
 def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: float | None = None,
-              template: str | None = None) -> Task:
+              template: str | None = None, names: str | None = None) -> Task:
   """Reads a task's metadata; the audio itself is not opened.
 
   Args:
@@ -73,6 +75,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
     csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder.
     seconds: length of a clip; needed for tasks that the table does not have.
     template: how a label becomes a zero-shot caption.
+    names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
 
   Raises:
     UserError: says which file, column or row is wrong.
@@ -88,10 +91,12 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   retrieval = any(clip.captions for clip in clips)
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
   multi_label = any(len(clip.labels) > 1 for clip in clips)
+  display = read_names(names) if names else {}
   metric = 'retrieval' if retrieval else 'mAP' if multi_label else 'accuracy'
   return Task(
       name=name, root=str(root), clips=tuple(clips), classes=classes, multi_label=multi_label,
-      seconds=seconds or settings.seconds, metric=metric, captions=captions_of(classes, settings, template),
+      seconds=seconds or settings.seconds, metric=metric, captions=captions_of(classes, settings, template, display),
+      names=tuple(display.get(label, label) for label in classes),
       folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
 
 
@@ -128,13 +133,33 @@ def check_classes(task: Task) -> str:
           'which cannot be learned when it is the test')
 
 
-def captions_of(classes, settings: Settings, template: str | None = None) -> tuple[str, ...]:
+def captions_of(classes, settings: Settings, template: str | None = None,
+                names: dict[str, str] | None = None) -> tuple[str, ...]:
   """Zero-shot captions: a template of the caller's, else the table's own captions or template; '_' becomes a space."""
+  names = names or {}
+
   def caption(label):
     if template is None and label in settings.captions:
       return settings.captions[label]
-    return (template or settings.template).replace('{}', label.replace('_', ' '))
+    return (template or settings.template).replace('{}', names.get(label, label.replace('_', ' ')))
   return tuple(caption(label) for label in classes)
+
+
+def unnamed(task: Task) -> str:
+  """The first caption that holds an identifier of AudioSet's ('/m/09x0r') in place of a name, else ''."""
+  return next((caption for caption in task.captions if re.search(r'/[mtg]/\w+', caption)), '')
+
+
+def read_names(path: str) -> dict[str, str]:
+  """AudioSet's class_labels_indices.csv -> {mid: display_name}."""
+  try:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      return {row['mid']: row['display_name'] for row in csv.DictReader(file)}
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f'config.data.names={path}: cannot be read ({error})') from None
+  except KeyError as error:
+    raise UserError(f'config.data.names={path}: has no column {error}, which AudioSet\'s class_labels_indices.csv '
+                    'has') from None
 
 
 def read_metadata(path: str) -> list[Clip]:

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 
 from m2d_clap_jax import api, plots
-from m2d_clap_jax.data.tasks import Task, check_classes, open_task
+from m2d_clap_jax.data.tasks import Task, check_classes, open_task, unnamed
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, metrics, report
 from m2d_clap_jax.eval.extract import Features, extract, missing_files, refuse_damaged, summary
@@ -56,6 +56,9 @@ def check(job: str, opened: Task, pipeline) -> str:
     return check_classes(opened)
   if job == 'zeroshot' and not opened.classes:
     raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
+  if job == 'zeroshot' and unnamed(opened):
+    raise UserError(f'{opened.name}: {unnamed(opened)!r} is no caption: give config.data.names=FILE, AudioSet\'s '
+                    'class_labels_indices.csv, for the names of its labels')
   if job == 'retrieval' and opened.metric != 'retrieval':
     raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
   if not test_clips(opened):
@@ -71,8 +74,8 @@ def test_clips(opened: Task) -> list:
 
 
 def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
-              template: str | None = None) -> Task:
-  return open_task(task, root, csv or None, seconds=seconds, template=template)
+              template: str | None = None, names: str | None = None) -> Task:
+  return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None)
 
 
 def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: int = 3, learning_rate: float = 3e-5,
@@ -119,7 +122,7 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
   del seed
   clips = test_clips(opened)
   _, audio = found.of(clips)
-  text = (pipeline.encode_labels(opened.classes, templates) if templates
+  text = (pipeline.encode_labels(opened.names, templates) if templates
           else pipeline.encode_labels(opened.captions, '{}'))
   targets = opened.targets(clips)
   if opened.multi_label:
