@@ -25,13 +25,9 @@ def data(clips: int, classes: int, width: int):
 def problems(targets: np.ndarray, folds: int, runs: int):
   """Those of the evaluation: a fold is the test, a tenth of the others the validation."""
   fold = np.random.default_rng(1).permutation(len(targets)) % folds
-  out = []
-  for k in range(folds):
-    train = np.flatnonzero(fold != k)
-    for run in range(runs):
-      parts = linear_protocol.split_off_valid(targets[train], np.random.default_rng(run))
-      out.append(linear_protocol.Problem(*(train[part] for part in parts), np.flatnonzero(fold == k)))
-  return out
+  none = np.array([], int)
+  splits = [{'train': np.flatnonzero(fold != k), 'valid': none, 'test': np.flatnonzero(fold == k)} for k in range(folds)]
+  return linear_protocol.problems_of(targets, splits, runs, seed=0)
 
 
 def one_by_one(features, targets, every, **options):

@@ -63,7 +63,7 @@ def base():
   config.save_every = 1000
   config.statistics_every = 5000
   config.evals_every = 10000
-  config.evals = ConfigDict()  # name -> {kind: zeroshot | linear, folder, split, classes, template}
+  config.evals = ConfigDict()  # name -> {kind: zeroshot | linear | logistic | retrieval, ...}: docs/evaluation.md
   return config
 
 

@@ -62,7 +62,7 @@ class Pipeline:
     variables = {'params': _inference_only(weights.nested('params'))}
     if 'pos_embed' in tables:
       variables['tables'] = {'pos_embed': np.asarray(tables['pos_embed'])}
-    self._mesh = sharding.make_mesh(jax.local_devices())
+    self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
     self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # no copy: the first device's own
     self._batch_size = batch_size * self._mesh.size

@@ -20,7 +20,7 @@ _PANELS = (
   ('Loss', r'loss', False),
   ('Norms', r'norm', True),
   ('Retrieval in the batch', r'retrieval', False),
-  ('Evaluation', r'/(accuracy|mAP)$', False),
+  ('Evaluation', r'/(accuracy|mAP|R@1)$', False),
   ('Learning rate', r'learning_rate|\blr\b', False),
   ('EMA decay', r'ema', False),
   ('Logit scale', r'logit_scale', False),

@@ -72,6 +72,8 @@ def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
 def test_linear_evaluation_of_several_labels_with_splits(root, model, tmp_path):
   result = run(root, model, tmp_path, 'linear', 'many', learning_rate=1e-2, max_epochs=40, runs=2)
   assert result['metric'] == 'mAP' and 0.5 < result['score'] <= 1 and len(result['scores']) == 1
+  own = list(result['per_class_of_first_run'].values())
+  assert np.mean(own) == pytest.approx(result['scores'][0]['runs'][0]) and (tmp_path / 'classes.png').exists()
 
 
 @pytest.mark.parametrize('templates', [(), ('the sound of {}', '{}')])

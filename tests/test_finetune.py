@@ -80,7 +80,7 @@ def test_it_learns_and_reports_runs_with_their_interval(run):
   best = max(row['valid/accuracy'] for row in rows.values() if 'valid/accuracy' in row)
   first = min(step for step, row in rows.items() if row.get('valid/accuracy') == best)
   assert results['trials'][0]['best_valid'] == best and results['trials'][0]['epoch'] == first // 3
-  assert (run / 'run0' / 'curves.png').exists()
+  assert {'curves.png', 'confusion.png', 'classes.png'} <= {path.name for path in (run / 'run0').iterdir()}
 
 
 def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, data, tmp_path):

@@ -1,6 +1,7 @@
 """The vectorised linear evaluation is the protocol's plain loop."""
 import jax
 import numpy as np
+from sklearn.neural_network import MLPClassifier
 
 from m2d_clap_jax.eval import linear_protocol as protocol
 from m2d_clap_jax.eval.linear_protocol import Problem
@@ -120,3 +121,38 @@ def test_constant_features_and_intervals():
   centre, width = protocol.mean_and_interval([0.5, 0.6, 0.7])
   np.testing.assert_allclose([centre, width], [0.6, 4.302653 * 0.1 / 3 ** 0.5], rtol=1e-6)
   assert np.isnan(protocol.mean_and_interval([0.5])[1])
+
+
+def test_scores_are_those_of_scikit_learn_within_a_point():
+  """scikit-learn's perceptron without a hidden layer, from the same start, stopped by the same rule, shuffles its own
+  way."""
+  features, targets = easy(n=2400, classes=12, width=24, noise=6.0)
+  problems = protocol.problems_of(targets, [{'train': np.arange(1200), 'valid': np.arange(0), 'test': np.arange(
+      1200, 2400)}], runs=3, seed=0)
+  ours = protocol.run(features, targets, problems, seed=0, learning_rate=3e-3, max_epochs=60, patience=10)
+  labels = targets.argmax(axis=1)
+  theirs = [by_scikit_learn(features, labels, problem, seed, learning_rate=3e-3, max_epochs=60, patience=10)
+            for seed, problem in enumerate(problems)]
+  assert 0.2 < np.mean(theirs) < 0.8  # neither chance, a twelfth, nor so easy that anything would do
+  assert abs(np.mean(theirs) - np.mean([outcome.test_score for outcome in ours])) < 0.01
+
+
+def by_scikit_learn(features, labels, problem, seed, *, learning_rate, max_epochs, patience) -> float:
+  mean, deviation = protocol.scaler(features[problem.train])
+  x, classes = (features - mean) / deviation, np.unique(labels)
+  model = MLPClassifier(hidden_layer_sizes=(), alpha=1e-8, learning_rate_init=learning_rate, batch_size=200,
+                        random_state=seed)
+  model.partial_fit(x[:200], labels[:200], classes=classes)  # makes the arrays; then everything starts anew
+  start = protocol.initial(jax.random.key(seed), x.shape[1], len(classes))
+  model.coefs_[0][:], model.intercepts_[0][:] = np.asarray(start['kernel']).T, start['bias']
+  model._optimizer.t = 0
+  for moment in (*model._optimizer.ms, *model._optimizer.vs):
+    moment[:] = 0
+  best, since = (-1, None), 0
+  while since < patience and model.t_ < max_epochs * len(problem.train):
+    model.partial_fit(x[problem.train], labels[problem.train])
+    score = model.score(x[problem.valid], labels[problem.valid])
+    since = 0 if score >= best[0] else since + 1
+    if not since:
+      best = score, (x[problem.test] @ model.coefs_[0] + model.intercepts_[0]).argmax(axis=1)
+  return np.mean(best[1] == labels[problem.test])

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   """Whole runs take one device; tests/test_step.py has what eight change, namely nothing."""
-  monkeypatch.setattr(pretrain.sharding, 'make_mesh', functools.partial(sharding.make_mesh, jax.devices()[:1]))
+  monkeypatch.setattr(pretrain.sharding, 'make_mesh', functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
 
 
 def get_config(variant='small_2s'):
@@ -252,9 +252,15 @@ def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_p
   prepare(manifest, tmp_path / 'audio', tmp_path / 'records', text_encoder='minilm', workers=2)
   config = tiny_config(tmp_path / 'records', steps=20, log_every=10, save_every=20, evals_every=20, statistics_every=20)
   config.model.text_width = 384
-  config.evals = ConfigDict({'sound': {'kind': 'zeroshot'}, 'probe': {'kind': 'linear'}})
+  config.evals = ConfigDict({
+      'sound': {'kind': 'zeroshot'}, 'probe': {'kind': 'logistic'}, 'found': {'kind': 'retrieval'},
+      'tags': {'kind': 'zeroshot', 'multi_label': True, 'template': ('{}', '{} can be heard')},
+      'linear': {'kind': 'linear', 'runs': 2, 'learning_rate': 1e-2, 'max_epochs': 40}})
   pretrain.run(config, tmp_path / 'run')
   rows = losses(tmp_path / 'run')
   assert rows[20]['sound/chance'] == 0.5
-  assert rows[20]['probe/accuracy'] == 1.0
+  assert rows[20]['probe/accuracy'] == rows[20]['linear/accuracy'] == 1.0
+  assert rows[20]['tags/mAP'] >= rows[20]['tags/chance'] == 0.5
+  # Two captions of four clips each: whichever clip a caption finds first, that is one clip for four equal queries.
+  assert rows[20]['found/text_to_audio/R@1'] <= 0.25 and rows[20]['found/audio_to_text/median_rank'] >= 4
   assert {'sound_confusion.png', 'sound_similarity.png', 'sound.json'} <= set(os.listdir(tmp_path / 'run'))

@@ -68,6 +68,22 @@ def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
   return np.sort(train), np.sort(valid)
 
 
+def problems_of(targets: np.ndarray, splits: list[dict[str, np.ndarray]], runs: int, seed: int) -> list[Problem]:
+  """`runs` problems of each split or fold in turn, {'train', 'valid', 'test'}: rows of `targets`.
+
+  Where the valid rows are none, each run draws its own from the training rows.
+  """
+  out = []
+  for rows in splits:
+    for run_number in range(runs):
+      train, valid = rows['train'], rows['valid']
+      if not len(valid):
+        draw = np.random.default_rng([seed, run_number])
+        train, valid = (train[part] for part in split_off_valid(targets[train], draw))
+      out.append(Problem(train, valid, rows['test']))
+  return out
+
+
 def loss(params, x, y, weights, *, multi_label: bool):
   """Mean over the clips that count (weights [n]) and all classes."""
   logits = x @ params['kernel'].T + params['bias']

@@ -8,6 +8,7 @@ from m2d_clap_jax.data.tasks import Task, check_classes, open_task, unnamed
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, metrics, report
 from m2d_clap_jax.eval.extract import Features, extract, missing_files, refuse_damaged, summary
+from m2d_clap_jax.eval.figures import draw_classes
 from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
@@ -85,16 +86,9 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
   targets = opened.targets(opened.clips)
   number = {clip.file: i for i, clip in enumerate(opened.clips)}
   folds = opened.folds or (None,)
-  problems = []
-  for fold in folds:
-    splits = {name: np.array([number[clip.file] for clip in clips], int)
-              for name, clips in opened.splits(fold).items()}
-    for k in range(runs):
-      train, valid = splits['train'], splits['valid']
-      if not len(valid):
-        draw = np.random.default_rng([seed, k])
-        train, valid = (train[part] for part in linear_protocol.split_off_valid(targets[train], draw))
-      problems.append(linear_protocol.Problem(train, valid, splits['test']))
+  splits = [{name: np.array([number[clip.file] for clip in clips], int)
+             for name, clips in opened.splits(fold).items()} for fold in folds]
+  problems = linear_protocol.problems_of(targets, splits, runs, seed)
   progress = Progress('epochs')
   outcomes = linear_protocol.run(found.features, targets, problems, seed=seed, multi_label=opened.multi_label,
                                  learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
@@ -102,16 +96,16 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
   progress.close()
   scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), runs)
   mean, interval = linear_protocol.mean_and_interval(scores.mean(axis=0))
-  if not opened.multi_label:
-    predictions = np.concatenate([outcomes[i * runs].scores.argmax(axis=1) for i in range(len(folds))])
-    labels = np.concatenate([targets[problems[i * runs].test].argmax(axis=1) for i in range(len(folds))])
-    own = metrics.accuracy(predictions, labels)
-    _draw_classes(folder, opened, labels, predictions, f'{opened.name}, linear, first run: {100 * own:.1f}%')
+  first = range(0, len(problems), runs)
+  per_class = draw_classes(
+      folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
+      np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
+      title=f'{opened.name}, linear, first run')
   plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
   return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
                                                           for fold, row in zip(folds, scores)],
-          'epochs': [outcome.epochs for outcome in outcomes]}
+          'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
 
 
 def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, templates: tuple = ()) -> dict:
@@ -125,18 +119,14 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
   text = (pipeline.encode_labels(opened.names, templates) if templates
           else pipeline.encode_labels(opened.captions, '{}'))
   targets = opened.targets(clips)
+  per_class = draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
+                           multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
   if opened.multi_label:
-    precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
-    plots.class_bars(precisions, opened.classes, folder / 'classes.png', title=f'{opened.name}, zero-shot', label='AP')
-    return {'score': float(precisions.mean()), 'chance': float(targets.mean()),
-            'per_class': dict(zip(opened.classes, precisions.tolist()))}
-  labels = targets.argmax(axis=1)
-  result = zeroshot(audio, text, labels)
+    return {'score': float(np.mean(list(per_class.values()))), 'chance': float(targets.mean()), 'per_class': per_class}
+  result = zeroshot(audio, text, targets.argmax(axis=1))
   title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
-  _draw_classes(folder, opened, labels, result['predictions'], title)
   plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
-  return {'score': result['accuracy'], 'chance': result['chance'],
-          'per_class': dict(zip(opened.classes, result['per_class'].tolist()))}
+  return {'score': result['accuracy'], 'chance': result['chance'], 'per_class': per_class}
 
 
 def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
@@ -152,10 +142,3 @@ def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dic
 
 
 KINDS = {'linear': linear, 'zeroshot': zero_shot, 'retrieval': retrieval}
-
-
-def _draw_classes(folder, opened: Task, labels, predictions, title: str):
-  matrix = metrics.confusion_matrix(labels, predictions, len(opened.classes))
-  plots.confusion_matrix(matrix, opened.classes, folder / 'confusion.png', title=title)
-  plots.class_bars(metrics.per_class_accuracy(matrix), opened.classes, folder / 'classes.png', title=title,
-                   label='accuracy')

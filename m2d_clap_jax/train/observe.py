@@ -58,12 +58,13 @@ class Observer:
       scalars, figures = evaluator(functools.partial(self.encode, params),
                                    functools.partial(self._project_text, params))
       self._log.write(step, {f'{name}/{key}': value for key, value in scalars.items()})
-      percent = {key: f'{100 * value:.1f}%' for key, value in scalars.items()}
-      self._log.note(f'step {step}: {name} ' + ', '.join(f'{key} {value}' for key, value in percent.items()))
+      told = [f'{key} {value:.1f}' if key.endswith('rank') else f'{key} {100 * value:.1f}%'
+              for key, value in scalars.items()]
+      self._log.note(f'step {step}: {name} ' + ', '.join(told))
       if self._log.active:
         (self._log.workdir / f'{name}.json').write_text(json.dumps({'step': step, **scalars}, indent=2))
         for key, draw in figures.items():
-          draw(self._log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {percent["accuracy"]}')
+          draw(self._log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {told[0]}')
     if self._log.active and step:
       plots.loss_curves(read_history(self._log.workdir), self._log.workdir / 'curves.png')
 

@@ -15,7 +15,8 @@ from m2d_clap_jax.data.sampling import Epochs, rarity
 from m2d_clap_jax.data.tasks import Task
 from m2d_clap_jax.data.waves import Waves
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval.metrics import accuracy, mean_average_precision
+from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval.linear_protocol import score_of
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
@@ -69,16 +70,17 @@ class Trial:
       if not splits[name]:
         raise UserError(f'{self.task.name}: no clips in split {name!r}{"" if fold is None else f" of fold {fold}"}')
     best = self._train(folder, seed, splits, where)
-    found = best['score']
-    if where == 'valid' and splits['test']:
-      if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(str(folder))  # the first process has written what all read
-      variables = jax.device_put(_variables(read(_place(folder, best['epoch']))), sharding.replicated(self.mesh))
-      found = self._score(variables, splits['test'])
-      if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f'{folder} is read')
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(str(folder))  # the first process has written what all read
+    variables = jax.device_put(_variables(read(_place(folder, best['epoch']))), sharding.replicated(self.mesh))
+    targets, logits = self._predict(variables, splits['test'] or splits['valid'])
+    found = self._metric(targets, logits)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'{folder} is read')
     result = {'score': found, 'epoch': best['epoch'], 'seed': seed, f'best_{where}': best['score']}
     if jax.process_index() == 0:
+      draw_classes(folder, self.task.classes, targets, logits, multi_label=self.task.metric == 'mAP',
+                   title=f'{self.task.name}, fine-tuned')
       place = _place(folder, best['epoch'])
       if place != folder / BEST:
         place.rename(folder / BEST)
@@ -160,7 +162,7 @@ class Trial:
 
   def _evaluate(self, folder, log: RunLog, step: int, epoch: int, state: FinetuneState, clips, where: str, best: dict):
     """Scores the state; where it is the best so far, writes its weights -> the best so far."""
-    found = self._score((state.params, state.stats, self._tables()), clips)
+    found = self._metric(*self._predict((state.params, state.stats, self._tables()), clips))
     log.write(step, {f'{where}/{self.task.metric}': found})
     if best is None or found > best['score']:
       best = {'score': found, 'epoch': epoch}
@@ -176,8 +178,8 @@ class Trial:
       plots.loss_curves(read_history(folder), folder / 'curves.png')
     return best
 
-  def _score(self, variables, clips) -> float:
-    """The task's metric on clips, in 0..1; variables: (params, stats, tables)."""
+  def _predict(self, variables, clips) -> tuple[np.ndarray, np.ndarray]:
+    """-> targets and logits [n, C] of clips; variables: (params, stats, tables)."""
     size = -(-SCORE_BATCH // self.mesh.size) * self.mesh.size
     numbers, logits = self._numbers(clips), []
     for start in range(0, len(numbers), size):
@@ -185,10 +187,11 @@ class Trial:
       padded = np.pad(waves, ((0, size - len(waves)), (0, 0)))  # one shape, one compilation
       out = self._logits(*variables, sharding.to_devices(self.mesh, sharding.own_part(padded)))
       logits.append(np.asarray(out)[:len(waves)])
-    logits, targets = np.concatenate(logits), self.task.targets(clips)
-    if self.task.metric == 'mAP':
-      return mean_average_precision(targets, logits)
-    return accuracy(logits.argmax(axis=1), targets.argmax(axis=1))
+    return self.task.targets(clips), np.concatenate(logits)
+
+  def _metric(self, targets, logits) -> float:
+    """The task's metric, in 0..1."""
+    return score_of(logits, targets, self.task.metric == 'mAP')
 
   @functools.cached_property
   def _logits(self):
