@@ -41,7 +41,7 @@ def base():
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32
       'remat': False,  # compute activations twice to save memory
-      'scan': False,  # compile one block instead of all: compilation in seconds
+      'scan': False,  # compile one block instead of all; slower to compile on CPUs (benchmarks.compile)
   })
   config.schedule = ConfigDict({
       'base_learning_rate': 3e-4,  # at 256 samples; multiplied by batch_size / 256

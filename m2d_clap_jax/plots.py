@@ -183,6 +183,30 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   _save(fig, path)
 
 
+def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:
+  """How quantities grow: a panel for each thing that is changed, {panel: {quantity: {x: value}}}, logarithmic axes.
+
+  Every quantity is drawn as a multiple of its first value; the dashed line is what grows in proportion to x.
+  """
+  fig = _figure(4.6 * len(panels), 3.6)
+  for i, (what, quantities) in enumerate(panels.items()):
+    ax = _axes(fig, 1, len(panels), i + 1, '')
+    places = sorted(next(iter(quantities.values())))
+    ax.plot(places, [x / places[0] for x in places], color='0.6', linestyle='--', linewidth=1, label='in proportion')
+    for colour, (name, values) in zip(_cycle(len(quantities)), quantities.items()):
+      ax.plot(places, [values[x] / values[places[0]] for x in places], color=colour, linewidth=1.5, marker='o',
+              markersize=4, label=name)
+    for axis, set_scale in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
+      set_scale('log', base=2)
+      axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    ax.set_xticks(places)
+    ax.set_xlabel(what)
+    ax.set_ylabel('times the first')
+    ax.grid(True, color='0.9', linewidth=0.8)
+  ax.legend(fontsize=8, frameon=False)
+  _save(fig, path)
+
+
 def _map(values, rows, columns, path, title, row_name, column_name, scale_name, limits, text_format):
   if values.shape != (len(rows), len(columns)):
     raise ValueError(f'{values.shape} values for {len(rows)} rows and {len(columns)} columns')

@@ -10,7 +10,7 @@ import jax
 import optax
 import pytest
 
-from benchmarks import encode, loader, prepare, train_step
+from benchmarks import compile, costs, encode, loader, parts, prepare, train_step
 from benchmarks.report import Row, in_turns, table
 from configs import pretrain
 from m2d_clap_jax.models import M2DCLAP
@@ -85,6 +85,33 @@ def test_train_step_prints_its_ratio_to_pytorch(capsys):
   pytest.importorskip('torch')
   train_step.main([*TINY, '--torch'])
   assert 'PyTorch in the same run' in capsys.readouterr().out
+
+
+def test_parts_of_the_step_are_timed_beside_the_whole(capsys, tmp_path):
+  parts.main([*TINY, '--out', str(tmp_path / 'x.json')])
+  assert 'optimizer, EMA and norms' in capsys.readouterr().out
+  rows = {row['figure']: row['value'] for row in json.loads((tmp_path / 'x.json').read_text())['rows']}
+  assert rows['loss'] < rows['loss and gradients'], 'a part costs less than what contains it'
+
+
+def test_costs_grow_with_batch_and_clip_length(tmp_path):
+  tiny = {**train_step.PRESETS['small_2s'], 'width': 48, 'depth': 1, 'predictor_width': 48, 'predictor_depth': 1}
+  small, more, longer = (costs.cost({**tiny, 'input_size': (80, frames)}, batch, timed=False)
+                         for frames, batch in ((64, 2), (64, 4), (128, 2)))
+  for bigger in (more, longer):
+    assert bigger.arithmetic >= 2 * small.arithmetic and bigger.flops > 1.5 * small.flops
+    assert bigger.temporary > small.temporary
+  costs.draw({what: {2: small, 4: row} for what, row in {'batch': more, 'seconds': longer}.items()}, tmp_path / 'x.png')
+  assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_the_time_to_the_first_update_is_that_of_a_real_command(tmp_path):
+  loader.write_records(tmp_path, 8)
+  seconds = [compile.start_seconds('small_2s', 8, 'float32', str(tmp_path), loader.WIDTH, str(tmp_path / 'cache'),
+                                   str(tmp_path / f'run{i}')) for i in range(2)]
+  assert seconds[1] < seconds[0], 'the second finds the compiled programs'
+  assert compile.main(['--no-start', '--sizes', 'small_2s', '--batch', '2', '--out', str(tmp_path / 'x.json')]) is None
+  assert len(json.loads((tmp_path / 'x.json').read_text())['rows']) == 2
 
 
 def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys, tmp_path):

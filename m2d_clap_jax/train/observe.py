@@ -37,7 +37,8 @@ class Observer:
 
   def encode(self, params, split: Split, limit: int | None = None):
     """-> (features [n, f * D], audio embeddings [n, E] or None, clips) of the first `limit` clips of a split."""
-    size = -(-ENCODE_BATCH // self._mesh.size) * self._mesh.size
+    count = min(split.num_clips, limit or split.num_clips)
+    size = -(-min(ENCODE_BATCH, count) // self._mesh.size) * self._mesh.size
     outputs, clips = [], []
     for logmels, part in whole_split(split, self._model.input_size[1], size, limit):
       padded = np.pad(logmels, ((0, size - len(logmels)), (0, 0), (0, 0)))  # one shape, one compilation

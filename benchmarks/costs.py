@@ -1,0 +1,93 @@
+"""What a pre-training step costs as it grows: by batch size, clip length and model size, from the compiler's own analysis.
+
+  python -m benchmarks.costs                         # a minute or two; nothing is run, only compiled
+  python -m benchmarks.costs --time --plot costs.png # also runs each step, on this machine
+
+FLOP and bytes accessed are XLA's cost analysis of the compiled step, memory is its buffer assignment, both for this
+machine's kind of device. Each table changes one thing of `--size`, `--batch` and the configuration's clip length.
+Devices: benchmarks.scale. Needs jax, flax, optax and numpy alone (and matplotlib for --plot).
+"""
+import argparse
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.report import Row, finish, in_turns
+from benchmarks.train_step import PRESETS, JaxStep, make_batch, sample_flops
+from m2d_clap_jax.models import M2DCLAP
+
+PATCH = 16
+
+
+class Cost(NamedTuple):
+  """Of one step: GFLOP by the method's arithmetic and by XLA, GB accessed, MB of state and of temporary memory, and ms
+  (NaN where it was not timed)."""
+  arithmetic: float
+  flops: float
+  accessed: float
+  state: float
+  temporary: float
+  milliseconds: float
+
+
+def cost(fields: dict, batch: int, timed: bool) -> Cost:
+  model = M2DCLAP(**fields)
+  step = JaxStep(model, make_batch(model, batch), burst=1)
+  analysis, memory = step.compiled.cost_analysis(), step.compiled.memory_analysis()
+  time = 1e3 * in_turns({'step': step}, 3)['step'].best if timed else float('nan')
+  return Cost(batch * sample_flops(model)['step'] / 1e9, analysis['flops'] / 1e9, analysis['bytes accessed'] / 1e9,
+              memory.argument_size_in_bytes / 2 ** 20, memory.temp_size_in_bytes / 2 ** 20, time)
+
+
+def sweeps(args) -> dict[str, dict]:
+  """{what changes: {its value: (fields of the model, batch)}}."""
+  fields = {**PRESETS[args.size], 'dtype': args.dtype}
+  columns = fields.get('input_size', (80, 608))[1] // PATCH
+  return {
+      'batch': {batch: (fields, batch) for batch in (args.batch, 2 * args.batch, 4 * args.batch, 8 * args.batch)},
+      'seconds': {round(PATCH * columns * part / 400, 2): ({**fields, 'input_size': (80, PATCH * (columns * part // 4))},
+                                                          args.batch) for part in (2, 4, 8, 16)},
+      'size': {size: ({**PRESETS[size], 'dtype': args.dtype}, args.batch) for size in args.sizes}}
+
+
+def draw(found: dict[str, dict], path: str):
+  """One panel a sweep: FLOP, bytes and temporary memory, each beside its first value, on two logarithmic axes."""
+  from m2d_clap_jax.plots import growth
+  growth({what: {name: {value: getattr(row, key) for value, row in rows.items()} for name, key in {
+      'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()
+      if np.isfinite(getattr(next(iter(rows.values())), key))}
+      for what, rows in found.items() if what != 'size'}, path)
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.costs', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--size', choices=PRESETS, default='small_2s')
+  parser.add_argument('--sizes', nargs='+', choices=PRESETS, default=['small_2s', 'base'])
+  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--time', action='store_true', help='run each step, too')
+  parser.add_argument('--plot', help='PNG file to draw')
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  found = {what: {value: cost(*of, args.time) for value, of in each.items()} for what, each in sweeps(args).items()}
+  rows = []
+  for what, each in found.items():
+    first = next(iter(each.values()))
+    for value, row in each.items():
+      rows += [Row(f'{what} {value}: arithmetic', row.arithmetic, 'GFLOP', first.arithmetic, 'the first of these'),
+               Row('  by the compiler', row.flops, 'GFLOP', first.flops, 'the first of these'),
+               Row('  bytes accessed', row.accessed, 'GB', first.accessed, 'the first of these'),
+               Row('  state and batch', row.state, 'MB', first.state, 'the first of these'),
+               Row('  temporary memory', row.temporary, 'MB', first.temporary, 'the first of these')]
+      if args.time:
+        rows.append(Row('  step, best', row.milliseconds, 'ms', first.milliseconds, 'the first of these'))
+  finish('costs', {'size': args.size, 'batch': args.batch, 'dtype': args.dtype, 'jax': jax.__version__,
+                   'device': jax.devices()[0].device_kind}, rows, {}, args.out)
+  if args.plot:
+    draw(found, args.plot)
+
+
+if __name__ == '__main__':
+  main()
