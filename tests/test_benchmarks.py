@@ -105,13 +105,18 @@ def test_costs_grow_with_batch_and_clip_length(tmp_path):
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_the_time_to_the_first_update_is_that_of_a_real_command(tmp_path):
+def test_the_time_to_the_first_update_is_that_of_a_real_run(tmp_path):
   loader.write_records(tmp_path, 8)
-  seconds = [compile.start_seconds('small_2s', 8, 'float32', str(tmp_path), loader.WIDTH, str(tmp_path / 'cache'),
-                                   str(tmp_path / f'run{i}')) for i in range(2)]
-  assert seconds[1] < seconds[0], 'the second finds the compiled programs'
-  assert compile.main(['--no-start', '--sizes', 'small_2s', '--batch', '2', '--out', str(tmp_path / 'x.json')]) is None
-  assert len(json.loads((tmp_path / 'x.json').read_text())['rows']) == 2
+  seconds = compile.start_seconds('small_2s', 8, 'float32', str(tmp_path), loader.WIDTH, str(tmp_path / 'cache'),
+                                  str(tmp_path / 'run'))
+  assert json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 1 and seconds > 1
+  assert any((tmp_path / 'cache').iterdir())
+
+
+def test_compilation_is_timed_with_and_without_scan(tmp_path):
+  compile.main(['--no-start', '--sizes', 'small_2s', '--batch', '2', '--out', str(tmp_path / 'x.json')])
+  rows = json.loads((tmp_path / 'x.json').read_text())['rows']
+  assert rows[1]['ceiling'] == rows[0]['value'] > 0 and 'scan' in rows[1]['figure']
 
 
 def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys, tmp_path):
