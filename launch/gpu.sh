@@ -14,10 +14,4 @@ else
 fi
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
 
-# 75: the machine announced its end (SIGTERM), or the job was told to stop; 76: nothing moved. All is saved: go on.
-code=75
-while [ "$code" = 75 ] || [ "$code" = 76 ]; do
-  code=0
-  "${run[@]}" .venv/bin/python main.py "$@" || code=$?
-done
-exit "$code"
+until_done "${run[@]}" .venv/bin/python main.py "$@"

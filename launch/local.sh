@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # The main job on the embedded demo corpus, with all the set-up it needs:
-#   bash launch/local.sh [--config.KEY=VALUE ...]
+#   bash launch/local.sh [--dry-run] [--config.KEY=VALUE ...]
 # Relative paths in the options are taken from the repository's root.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-set_up
+run=(exec)
+if [ "${1:-}" = --dry-run ]; then
+  run=(echo)
+  shift
+else
+  set_up
+fi
 
 if [ "$(uname -s)" = Linux ]; then
   # XLA's CPU client gives its work memory back to the system after every step and gets it again page by page, zeroed.
@@ -16,4 +22,4 @@ fi
 # A second run need not compile again. Inside .venv, because the cache is of no use to another version of JAX.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
 
-exec .venv/bin/python main.py --config=configs/pretrain.py:demo --workdir=runs/demo "$@"
+"${run[@]}" .venv/bin/python main.py --config=configs/pretrain.py:demo --workdir=runs/demo "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: goes to the repository's root and defines set_up.
+# Sourced by the scripts beside it: goes to the repository's root and defines set_up and until_done.
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 
@@ -34,6 +34,17 @@ set_up() {
     _pip install $quiet --no-deps -r requirements-demo.txt
   fi
   _described > .venv/.installed
+}
+
+# until_done COMMAND ...: runs it again as long as it ends with 75 (told to stop, as when a machine is taken away) or 76
+# (nothing moved for long): all is saved then, and the same command goes on. Gives back its last code.
+until_done() {
+  local code=75
+  while [ "$code" = 75 ] || [ "$code" = 76 ]; do
+    code=0
+    "$@" || code=$?
+  done
+  return "$code"
 }
 
 _pip() {

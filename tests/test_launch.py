@@ -6,10 +6,14 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from setuptools import find_packages
+
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = ['launch', 'requirements.txt', 'requirements-demo.txt', 'setup.cfg', 'pyproject.toml']
@@ -122,7 +126,9 @@ codes=({codes}); n=$(cat {counter}); echo $((n + 1)) > {counter}; exit "${{codes
 
 
 @pytest.mark.parametrize('script, options, words', [
+    ('local.sh', ['--config.steps=3'], 'main.py --config=configs/pretrain.py:demo --workdir=runs/demo --config.steps=3'),
     ('gpu.sh', ['--config=a b'], 'main.py --config=a b'),
+    ('tpu_vm.sh', ['--config=a b'], 'main.py --distributed --config=a b'),
     ('slurm.sh', ['2', '8', '--config=a b', '--workdir=/w'],
      r'main.py --distributed --config=a\ b --workdir=/w'),
 ])
@@ -138,3 +144,101 @@ def test_a_dry_run_prints_and_does_nothing(script, options, words, launch):
 def test_slurm_wants_the_numbers_of_nodes_and_gpus(launch):
   code, commands = launch('slurm.sh', '--config=x')
   assert code == 2 and not commands
+
+
+@pytest.mark.parametrize('script', sorted(path.name for path in (ROOT / 'launch').glob('*.sh')))
+def test_shellcheck_finds_nothing(script):
+  shellcheck = shutil.which('shellcheck') or pathlib.Path(sys.executable).parent / 'shellcheck'
+  subprocess.run([shellcheck, '-x', f'launch/{script}'], cwd=ROOT, check=True)
+
+
+# Cloud TPU as far as the script knows it: a request has a state, and the first TPU is taken away during the job.
+FAKE_GCLOUD = '''#!/usr/bin/env bash
+echo "gcloud $*" >> "$LOG"
+case "$*" in
+  *'queued-resources describe'*) cat "$TPU" 2>/dev/null ;;
+  *'queued-resources create'*) echo WAITING_FOR_RESOURCES > "$TPU" ;;
+  *'queued-resources delete'*) rm "$TPU" ;;
+  *' ssh '*) if [ "$(grep -c ' ssh ' "$LOG")" -lt "$SUCCEEDS" ]; then echo "$THEN" > "$TPU"; exit 255; fi ;;
+esac
+'''
+
+
+@pytest.fixture
+def tpu(tmp_path):
+  """Runs launch/tpu.sh with a stand-in of gcloud: the job succeeds at the n-th try, and leaves the TPU in state `then`
+  before -> (exit code, errors, gcloud's commands)."""
+  repository = tmp_path / 'a checkout'
+  shutil.copytree(ROOT / 'launch', repository / 'launch')
+  subprocess.run('git init -q && git add . && git -c user.name=a -c user.email=a@b commit -qm a', shell=True, check=True,
+                 cwd=repository)
+  tools, log = tmp_path / 'tools', tmp_path / 'log'
+  tools.mkdir()
+  (tools / 'gcloud').write_text(FAKE_GCLOUD)
+  (tools / 'sleep').write_text('#!/usr/bin/env bash\necho ACTIVE > "$TPU"\n')  # waiting is what makes it ready
+  for tool in tools.iterdir():
+    tool.chmod(0o755)
+
+  def run(*options, succeeds=1, then='SUSPENDED'):
+    log.write_text('')
+    environment = {'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}', 'LOG': str(log), 'TPU': str(tmp_path / 'tpu'),
+                   'SUCCEEDS': str(succeeds), 'THEN': then}
+    result = subprocess.run(['bash', str(repository / 'launch' / 'tpu.sh'), *options], env=environment, text=True,
+                            capture_output=True, timeout=60)
+    return result.returncode, result.stderr, [line for line in log.read_text().splitlines() if 'describe' not in line]
+  return run
+
+
+JOB = ['run1', 'us-west4-a', 'v5litepod-16', '--config=configs/pretrain.py', '--config.model.input_size=(80, 608)']
+
+
+def test_a_tpu_is_made_used_and_deleted(tpu):
+  code, errors, commands = tpu('--spot', *JOB)
+  assert code == 0, errors
+  create, copy, job, delete = commands
+  assert '--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot' in create
+  assert copy.endswith('run1:m2d_clap.tar.gz --zone=us-west4-a --worker=all')
+  inside = job.split('--command=')[1]
+  assert '--worker=all' in job and 'launch/tpu_vm.sh --config=configs/pretrain.py ' in inside
+  # What the far shell makes of it: the option is one word again.
+  words = subprocess.run(['bash', '-c', f'set -- {inside.split("tpu_vm.sh")[1]}; printf "%s\n" "$@"'],
+                         capture_output=True, text=True, check=True).stdout.splitlines()
+  assert words == JOB[3:] and 'delete run1' in delete
+
+
+def test_a_tpu_that_is_taken_away_is_asked_for_again(tpu):
+  code, errors, commands = tpu(*JOB, succeeds=3)
+  assert code == 0 and errors.count('was taken away') == 2
+  assert [sum(verb in command for command in commands) for verb in (' create ', ' ssh ', ' delete ')] == [3, 3, 3]
+
+
+def test_a_tpu_with_a_failed_job_is_kept_and_told_of(tpu):
+  code, errors, commands = tpu(*JOB, succeeds=3, then='ACTIVE')
+  assert code == 255 and 'still there, and costs' in errors and not any(' delete ' in command for command in commands)
+
+
+@pytest.mark.parametrize('script, options, word', [
+    ('tpu.sh', ['run1', 'zone', 'v5litepod-8'], 'give a name, a zone and a type'),
+    ('tpu.sh', ['run1', 'zone', 'h100', '--config=x'], 'unknown type; known: v5litepod-N'),
+    ('gke.sh', ['run1', 'image', 'tpu-v5p-slice', '3x3', '--config=x'], 'multiple of 4 chips'),
+    ('gke.sh', ['run1', 'image', 'tpu-v5p-slice', '--config=x'], 'give a name, an image')])
+def test_launchers_say_what_they_need(script, options, word):
+  result = subprocess.run(['bash', str(ROOT / 'launch' / script), '--dry-run', *options], capture_output=True, text=True)
+  assert result.returncode == 2 and word in result.stderr
+
+
+@pytest.mark.parametrize('topology, hosts', [('2x2', 1), ('16x16', 64), ('4x4x4', 16)])
+def test_the_jobset_has_a_pod_for_each_machine_and_restarts_what_was_preempted(topology, hosts):
+  options = ['--config=configs/pretrain.py', '--config.model.input_size=(80, 608)', r'--config.init="a\b"']
+  printed = subprocess.run(['bash', str(ROOT / 'launch' / 'gke.sh'), '--dry-run', 'run1', 'reg/image', 'tpu-v5p-slice',
+                            topology, *options], capture_output=True, text=True, check=True).stdout
+  jobset = yaml.safe_load(printed)
+  assert jobset['kind'] == 'JobSet' and jobset['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
+  job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+  assert job['completions'] == job['parallelism'] == hosts and job['backoffLimit'] == 0
+  codes = [rule['onExitCodes']['values'] for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
+  assert codes == [[EXIT_PREEMPTED, EXIT_STALLED]]
+  pod = job['template']['spec']
+  assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == topology
+  assert pod['containers'][0]['args'] == ['--distributed', *options]
+  assert pod['containers'][0]['resources']['limits'] == {'google.com/tpu': 4}

@@ -99,7 +99,8 @@ class Transformer(nn.Module):
   """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`.
 
   remat: compute the blocks' activations again in the backward pass instead of keeping them.
-  scan: compile one block and run it `depth` times: much faster to compile, for a copy of the parameters a call.
+  scan: compile one block and run it `depth` times, for a copy of the parameters a call. For deep models on
+    accelerators; a CPU compiles it no faster (benchmarks.compile).
   Neither changes parameters or results.
   """
   depth: int

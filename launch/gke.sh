@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# A job on a slice of TPUs in a Kubernetes cluster (GKE, with the JobSet controller, version 0.6 or later):
+#   bash launch/gke.sh [--dry-run] NAME IMAGE ACCELERATOR TOPOLOGY --config=configs/pretrain.py \
+#     --workdir=gs://BUCKET/runs/NAME --config.data.folder=gs://BUCKET/data [OPTION OF main.py ...]
+# IMAGE is made from launch/Dockerfile; ACCELERATOR and TOPOLOGY are the node pool's labels, such as
+# tpu-v5-lite-podslice 16x16, or tpu-v5p-slice 4x4x4. CHIPS is how many chips a machine has (4).
+# JAX_COMPILATION_CACHE_DIR=gs://BUCKET/cache keeps compiled programs for the next start; --dry-run prints the manifest
+# instead of applying it.
+set -euo pipefail
+
+apply=(kubectl apply -f -)
+if [ "${1:-}" = --dry-run ]; then
+  apply=(cat)
+  shift
+fi
+chips=${CHIPS:-4}
+if [ $# -lt 5 ] || ! [[ "$4" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || ((${4//x/*} % chips)); then
+  echo "error: give a name, an image, an accelerator and a topology of a multiple of $chips chips, as in:" \
+    "bash $0 run1 REGISTRY/m2d_clap tpu-v5-lite-podslice 4x4 --config=configs/pretrain.py" >&2
+  exit 2
+fi
+name=$1 image=$2 accelerator=$3 topology=$4
+shift 4
+hosts=$((${topology//x/*} / chips))
+
+# A JSON string is a YAML string, whatever is in it.
+quoted() {
+  local text=${1//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
+options=''
+for option in "$@"; do
+  options+=", $(quoted "$option")"
+done
+
+"${apply[@]}" <<EOF2
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+spec:
+  # Told to stop (75), stalled (76), or the machine was taken away: start all again, as often as it takes; the run goes
+  # on where it was. Anything else is an error: three more tries.
+  failurePolicy:
+    maxRestarts: 3
+    rules:
+    - action: RestartJobSetAndIgnoreMaxRestarts
+      onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+  - name: hosts
+    replicas: 1
+    template:
+      spec:
+        completions: $hosts
+        parallelism: $hosts
+        backoffLimit: 0  # one host less ends them all
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onPodConditions:
+            - type: DisruptionTarget
+          - action: FailJob
+            onExitCodes:
+              containerName: main
+              operator: In
+              values: [75, 76]
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 120
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $accelerator
+              cloud.google.com/gke-tpu-topology: $topology
+            containers:
+            - name: main
+              image: $image
+              args: ["--distributed"$options]
+              ports:
+              - containerPort: 8482  # of jax.distributed
+              env:
+              # As in launch/tpu_vm.sh.
+              - name: LIBTPU_INIT_ARGS
+                value: >-
+                  --xla_tpu_enable_data_parallel_all_reduce_opt=true
+                  --xla_tpu_data_parallel_opt_different_sized_ops=true
+                  --xla_tpu_enable_async_collective_fusion=true
+                  --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
+              - name: JAX_COMPILATION_CACHE_DIR
+                value: $(quoted "${JAX_COMPILATION_CACHE_DIR:-}")
+              resources:
+                requests: {google.com/tpu: $chips}
+                limits: {google.com/tpu: $chips}
+EOF2
