@@ -120,24 +120,34 @@ def tell_changes(before: dict, now: dict):
 
 
 def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
-  """The newest checkpoint's step, parameters, target parameters (numpy arrays) and JSON data.
+  """The newest usable checkpoint's step, parameters, target parameters (numpy arrays) and JSON data.
 
-  The optimizer stays unread, and nothing in the workdir is touched: a run may be going on there.
+  The optimizer stays unread, and nothing in the workdir is touched: a run may be going on there. A checkpoint that is
+  damaged is told, and the one before is taken.
 
   Raises:
-    UserError: there is no complete checkpoint.
+    UserError: there is no complete checkpoint, or all are damaged.
   """
   folder = epath.Path(workdir) / 'checkpoints'
   with quiet('absl'), ocp.CheckpointManager(  # orbax tells what read-only means, each time
       folder, options=ocp.CheckpointManagerOptions(read_only=True),
       item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise UserError(f'{folder}: holds no complete checkpoint; let the run reach its first save')
-    shapes = manager.item_metadata(step)['state'].tree
-    wanted = {key: shapes[key] for key in ('params', 'target_params') if shapes.get(key)}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    item = manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
-        meta=ocp.args.JsonRestore()))
-  return step, item['state']['params'], item['state'].get('target_params', {}), item['meta']
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return step, *_read_step(manager, step)
+      except Exception as error:  # as in `Checkpoints.restore`
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        print(f'note: {folder / str(step)} is damaged ({reason})', file=sys.stderr)
+  if not steps:
+    raise UserError(f'{folder}: holds no complete checkpoint; let the run reach its first save')
+  raise UserError(f'{folder}: none of its {len(steps)} checkpoints can be read; use another run, or start this one again')
+
+
+def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[dict, dict, dict]:
+  shapes = manager.item_metadata(step)['state'].tree
+  wanted = {key: shapes[key] for key in ('params', 'target_params') if shapes.get(key)}
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+  item = manager.restore(step, args=ocp.args.Composite(
+      state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True), meta=ocp.args.JsonRestore()))
+  return item['state']['params'], item['state'].get('target_params', {}), item['meta']
