@@ -89,7 +89,7 @@ def state_bytes(shapes, mesh) -> int:
 
 
 def analysis(args) -> list[Row]:
-  model = M2DCLAP(**PRESETS[args.size], dtype=args.dtype, remat=args.remat)
+  model = M2DCLAP(**PRESETS[args.size], dtype=args.dtype, remat=args.remat, scan=args.scan)
   compiled, shapes, mesh = compile_step(model, args.batch, args.devices, args.fsdp)
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   parameters, own = count_parameters(shapes), args.batch // args.devices
@@ -149,6 +149,7 @@ def main(argv=None):
   parser.add_argument('--batch', type=int, default=2048, help='of all devices together')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--remat', action='store_true')
+  parser.add_argument('--scan', action='store_true', help='arithmetic and communication in the scan then count once')
   parser.add_argument('--plan', action='store_true')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)

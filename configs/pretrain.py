@@ -40,7 +40,7 @@ def base():
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32
-      'remat': False,  # compute activations twice to save memory
+      'remat': False,  # compute activations twice to save memory; some compilers undo it without scan
       'scan': False,  # compile one block instead of all; slower to compile on CPUs (benchmarks.compile)
   })
   config.schedule = ConfigDict({
