@@ -5,10 +5,11 @@ import re
 import textwrap
 
 import numpy as np
-from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from m2d_clap_jax import paths
 
 # Okabe and Ito's palette: told apart with any colour vision. Black is kept for text.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -267,6 +268,4 @@ def _cycle(n):
 def _save(fig, path):
   buffer = io.BytesIO()
   fig.savefig(buffer, format='png')
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(buffer.getvalue())
+  paths.write_bytes(path, buffer.getvalue())

@@ -3,7 +3,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible, random_mask
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.paths import as_path
 
 CONFIG, TENSORS = 'config.json', 'model.safetensors'  # of a portable folder
 FORMAT = 1  # of config.json
@@ -97,7 +97,7 @@ class Weights:
 
 
 def read(path, **overrides) -> Weights:
-  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file.
+  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file; local or remote.
 
   Args:
     overrides: what a public file does not tell, or tells wrongly: `sample_rate`, `text_encoder` (name or folder) and
@@ -106,7 +106,7 @@ def read(path, **overrides) -> Weights:
   Raises:
     UserError: nothing usable there, or tensors that are not those of one model.
   """
-  place = pathlib.Path(path).expanduser()
+  place = as_path(path)
   if (place / CONFIG).is_file():
     return _read_portable(place, overrides)
   if (place / 'checkpoints').is_dir():
@@ -122,7 +122,7 @@ def read(path, **overrides) -> Weights:
   return read_public(place, overrides)
 
 
-def _read_portable(folder: pathlib.Path, overrides) -> Weights:
+def _read_portable(folder, overrides) -> Weights:
   from m2d_clap_jax.torch_io.files import read_tensors
   from m2d_clap_jax.torch_io.rules import to_flax
   try:

@@ -4,13 +4,14 @@ import os
 from etils import epath
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, make_folder
 
 
 def make_workdir(workdir) -> epath.Path:
   """Makes the folder; UserError where nothing can be written there, before any work is done."""
   try:
-    path = epath.Path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
+    path = as_path(workdir)
+    make_folder(path)
     probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
     probe.write_text('')
     probe.unlink()

@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_stay(tmp_path):
   audio, out = tmp_path / 'a', tmp_path / 'out'
   manifest = corpus(audio, 8)
   out.mkdir()
-  full = out / '.train-00001-of-00002.tmp'
+  full = out / '.train-00001-of-00002.tfrecord.tmp'
   full.symlink_to('/dev/full')  # every write to it fails as on a full disk
   with pytest.raises(UserError, match=r'train-00001-of-00002.tfrecord: cannot be written \(.*make room') as e:
     prepare.prepare(manifest, audio, out, text_encoder=None, workers=1, num_shards=2)

@@ -2,15 +2,14 @@
 
 import io
 import math
-import os
 
 import numpy as np
 import soundfile
 import soxr
-from etils import epath
 
 from m2d_clap_jax.audio import integrity
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, write_bytes
 
 _BLOCK = 1 << 18  # frames decoded at a time, so that an hour of surround sound is never in memory as such
 _MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not meet an artificial end
@@ -25,7 +24,7 @@ def load(path, sample_rate, max_seconds=None):
   """Read a recording as mono float32.
 
   Args:
-    path: file; anything `epath.Path` opens.
+    path: file; local, or anything that `paths.as_path` takes.
     sample_rate: wanted rate in Hz; other rates are resampled (soxr, high quality).
     max_seconds: keep at most this many seconds from the start; the rest is not even decoded.
 
@@ -49,7 +48,7 @@ def stream(path, sample_rate, max_seconds=None):
 
   A recording that turns out to be damaged at its end raises after the blocks before have been given out.
   """
-  path = epath.Path(path)
+  path = as_path(path)
   try:
     with path.open('rb') as file:
       size = file.seek(0, io.SEEK_END)
@@ -74,12 +73,9 @@ def stream(path, sample_rate, max_seconds=None):
 
 def save_flac(path, wave, sample_rate):
   """Writes a mono wave [S]: int16 as it is, float32 in [-1, 1] with 24 bits. The file appears only when complete."""
-  path = epath.Path(path)
-  temporary = path.parent / f'.{path.name}.{os.getpid()}'
   buffer = io.BytesIO()
   soundfile.write(buffer, wave, sample_rate, 'PCM_16' if wave.dtype == np.int16 else 'PCM_24', format='FLAC')
-  temporary.write_bytes(buffer.getvalue())
-  temporary.replace(path)
+  write_bytes(path, buffer.getvalue())
 
 
 def as_mono(wave, channel_axis=None):

@@ -4,6 +4,7 @@ import sys
 
 from m2d_clap_jax.commands import models
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import open_text
 
 SHOWN = 5  # labels a file in the table, unless --top says otherwise
 
@@ -67,7 +68,7 @@ def read_labels(text: str) -> list[str]:
     labels = text.split(',')
   else:
     try:
-      with open(text[1:], encoding='utf-8-sig') as f:
+      with open_text(text[1:]) as f:
         labels = f.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f'--labels {text}: cannot be read ({error}): give a UTF-8 text file with one label on each line'

@@ -2,10 +2,10 @@
 import dataclasses
 import datetime
 import os
-import pathlib
 
 from m2d_clap_jax.commands import models
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, names_in
 
 
 def add_arguments(p):
@@ -31,13 +31,14 @@ examples:
 def run(args):
   from m2d_clap_jax.torch_io.write import checkpoint_folder, save_portable, save_pth
   from m2d_clap_jax.weights import family, read
-  dst = pathlib.Path(args.dst)
+  dst = as_path(args.dst)
   if dst.suffix in ('.pth', '.safetensors'):
     raise UserError(f'{dst}: DST is a folder, in which the files get their names; give one without {dst.suffix}'
                     + (', and --to pth' if dst.suffix == '.pth' else ''))
   if args.to == 'portable':
     _check_is_free(dst)
-    if dst.exists() and os.path.exists(args.src) and os.path.samefile(args.src, dst):
+    same = args.src.rstrip('/') == str(dst)  # of stores; locally there are other ways to say it
+    if same or os.path.exists(dst) and os.path.exists(args.src) and os.path.samefile(args.src, dst):
       raise UserError(f'{dst}: is SRC itself; give another folder')
   weights = read(args.src, **models.overrides(args))
   if args.encoder_only:
@@ -61,13 +62,13 @@ def encoder_only(weights):
   return dataclasses.replace(weights, trees=trees)
 
 
-def _check_is_free(folder: pathlib.Path):
+def _check_is_free(folder):
   """Raises UserError where something else would be overwritten or mixed with; a portable model may be replaced."""
   from m2d_clap_jax.torch_io.write import CARD
   from m2d_clap_jax.weights import CONFIG, TENSORS
   if folder.is_file():
     raise UserError(f'{folder}: is a file; give a folder')
-  found = sorted(os.listdir(folder)) if folder.is_dir() else []
+  found = names_in(folder) if folder.is_dir() else []
   other = [name for name in found if name not in (CONFIG, TENSORS, CARD)]
   if found and (other or TENSORS not in found):
     raise UserError(f'{folder}: holds something else ({", ".join((other or found)[:3])}); give a new or empty folder')

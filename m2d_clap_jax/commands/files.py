@@ -4,11 +4,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from etils import epath
-
 from m2d_clap_jax.audio.inputs import AudioClip
 from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
 
 # What is taken from a folder; a file that is named itself may end as it likes.
@@ -29,7 +28,7 @@ class CheckedFile(AudioClip):
     try:
       yield from super().blocks(sample_rate)
     except AudioError as error:
-      reason = str(error).removeprefix(f'{epath.Path(self.name)}: ')
+      reason = str(error).removeprefix(f'{as_path(self.name)}: ')
       self.reason = re.sub(r'(; replace it|,)? or drop its row$', '', reason)  # there is no table of rows here
       self.progress.write(f'left out: {printable(self.name)}: {self.reason}', sys.stderr)
     self.progress.step()
@@ -43,7 +42,7 @@ def find(paths: Sequence[str]) -> list[str]:
   """
   names = {}
   for path in paths:
-    found = sorted(_search(path)) if os.path.isdir(path) else [path]
+    found = _search(path) if as_path(path).is_dir() else [path]
     if not found:
       raise UserError(f'{path}: the folder holds no audio files ({" ".join(ENDINGS)}); name another, or single files')
     names |= dict.fromkeys(found)
@@ -70,11 +69,9 @@ def printable(name: str) -> str:
   return os.fsencode(name).decode('utf-8', 'replace')
 
 
-def _search(folder: str) -> Iterator[str]:
-  for here, folders, files in os.walk(folder):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    yield from (os.path.join(here, name) for name in files
-                if name.lower().endswith(ENDINGS) and not name.startswith('.'))
+def _search(folder: str) -> list[str]:
+  return [os.path.join(folder, name) for name in files_under(folder)
+          if name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))]
 
 
 def _groups(names: Sequence[str]) -> Iterator[list[str]]:
@@ -92,6 +89,6 @@ def _groups(names: Sequence[str]) -> Iterator[list[str]]:
 
 def _bytes(name: str) -> int:
   try:
-    return os.path.getsize(name)
+    return size(name)
   except OSError:  # missing, which reading it will tell; or not on this machine
     return 0

@@ -4,9 +4,9 @@ Alphabet: n rows, C numbers of an embedding.
 """
 import contextlib
 import csv
+import io
 import json
 import os
-import pathlib
 import shutil
 import tempfile
 import zipfile
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
 
 ROWS = 1024  # of a parquet row group; 16 MB for Base
@@ -127,39 +128,35 @@ WRITERS = {'.npz': Npz, '.parquet': Parquet}
 
 def writer_for(path: str) -> type[Writer]:
   """The writer for a file's ending; UserError where there is none."""
-  kind = WRITERS.get(pathlib.Path(path).suffix)
-  if kind is None or os.path.isdir(path):
+  kind = WRITERS.get(paths.as_path(path).suffix)
+  if kind is None or paths.as_path(path).is_dir():
     raise UserError(f'{path}: is no name for an output: give a file that ends in {" or ".join(WRITERS)}')
   return kind
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields a temporary name next to `path`, whose file takes the place of `path` if all goes well.
+  """Yields the name of a local file that takes the place of `path` if all goes well.
 
   Raises:
     UserError: it cannot be written; nothing is left behind.
   """
-  temporary = os.path.join(os.path.dirname(path) or '.', f'.{os.path.basename(path)}.{os.getpid()}')
   try:
-    os.makedirs(os.path.dirname(temporary), exist_ok=True)
-    open(temporary, 'wb').close()  # a folder that cannot be written to is told before hours of work
-    yield temporary
-    os.replace(temporary, path)
+    with paths.replacing(path) as temporary:
+      open(temporary, 'wb').close()  # a folder that cannot be written to is told before hours of work
+      yield temporary
   except OSError as error:
     raise UserError(f'{path}: cannot be written ({error.strerror or error}): free space or choose another name'
                     ) from error
-  finally:
-    with contextlib.suppress(OSError):  # it has its real name by now, or never came to be
-      os.unlink(temporary)
 
 
 def write_rejected(path: str, rejected: list[tuple[str, str]]) -> str:
   """Lists what was left out in PATH.rejected.csv, or removes such a list of an earlier run; returns its name."""
   listed = f'{path}.rejected.csv'
   if not rejected:
-    pathlib.Path(listed).unlink(missing_ok=True)
+    paths.as_path(listed).unlink(missing_ok=True)
     return listed
-  with replacing(listed) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
-    csv.writer(f).writerows([('file', 'reason'), *rejected])
+  text = io.StringIO(newline='')
+  csv.writer(text).writerows([('file', 'reason'), *rejected])
+  paths.write_text(listed, text.getvalue())
   return listed

@@ -4,6 +4,7 @@ import os
 import re
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import is_remote
 
 
 def add_arguments(p):
@@ -55,7 +56,8 @@ def run(args):
   else:
     if args.caption_embeddings:
       raise UserError('--caption_embeddings belongs to --logmels; with --manifest choose a --text_encoder')
-    root = args.audio_root or os.path.dirname(os.path.abspath(args.manifest))
+    manifest = args.manifest if is_remote(args.manifest) else os.path.abspath(args.manifest)
+    root = args.audio_root or os.path.dirname(manifest)
     meta = prepare.prepare(args.manifest, root, args.out, **common)
   if meta:
     print(prepare.summary(meta, args.out))

@@ -3,14 +3,13 @@
 A dictionary is `np.save` of {id: [E] or [n, E] array}, that is, a pickle. Pickles execute code, so these are read by an
 unpickler that can build arrays, dicts, strings and numbers and nothing else.
 """
-import glob
 import hashlib
-import os
-import pathlib
+import io
 import pickle
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 
@@ -30,11 +29,10 @@ class _Unpickler(pickle.Unpickler):
 
 def list_logmels(folder, split='train'):
   """Folder of `.npy` files, sub-folders too -> list[Row], sorted; key is the path relative to the folder."""
-  folder = pathlib.Path(folder)
+  folder = paths.as_path(folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such folder: check --logmels')
-  names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*.npy'))
-  names = [name for name in names if not name.rsplit('/', 1)[-1].startswith('capemb_')]
+  names = [name for name in paths.files_under(folder) if name.endswith('.npy') and not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
     raise UserError(f'{folder}: holds no .npy files: check --logmels')
   return [Row(name, split=split) for name in names]
@@ -43,7 +41,7 @@ def list_logmels(folder, split='train'):
 def load_dictionary(path):
   """`np.save`d dictionary {id: array} -> {str: [n, E] float array}. UserError for anything else in the file."""
   try:
-    with open(path, 'rb') as f:
+    with io.BytesIO(paths.as_path(path).read_bytes()) as f:
       version = np.lib.format.read_magic(f)
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
       shape, _, dtype = read_header(f)
@@ -81,17 +79,17 @@ class Dictionaries:
   name = 'capemb'
 
   def __init__(self, patterns, dtype):
-    paths = []
+    files = []
     for pattern in patterns:
-      found = sorted(glob.glob(os.fspath(pattern), recursive=True))
+      found = paths.glob(pattern)
       if not found:
         raise UserError(f'{pattern}: no such file: check --caption_embeddings')
-      paths += [path for path in found if path not in paths]
+      files += [path for path in found if path not in files]
     digest = hashlib.sha256()
     self._dtype = dtype
     self._parts = []
     self.width = None
-    for path in paths:
+    for path in files:
       part = load_dictionary(path)
       for key, value in part.items():
         self.width = self.width or value.shape[1]
@@ -99,10 +97,10 @@ class Dictionaries:
           raise UserError(f'{path}: {key!r} is {value.shape[1]} wide where others are {self.width}: '
                           'use dictionaries of one text encoder')
       self._parts.append(part)
-      with open(path, 'rb') as f:
+      with paths.as_path(path).open('rb') as f:
         digest.update(hashlib.file_digest(f, 'sha256').digest())
     if not self.width:
-      raise UserError(f'{", ".join(paths)}: the dictionaries are empty: check --caption_embeddings')
+      raise UserError(f'{", ".join(files)}: the dictionaries are empty: check --caption_embeddings')
     self.weights_hash = digest.hexdigest()[:16]
 
   def mark_missing(self, rows):

@@ -5,8 +5,7 @@ any other: the same errors for damaged files, the same cache of features, random
 own records can only be read in their order).
 """
 import csv
-import os
-import pathlib
+import io
 import re
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ import numpy as np
 from m2d_clap_jax.audio.io import save_flac
 from m2d_clap_jax.data.task_table import CATALOGUE, Source
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, make_folder, write_text
 from m2d_clap_jax.progress import Progress
 
 REJECTED = 'rejected.csv'
@@ -41,7 +41,7 @@ def fetch(task: str, out, *, data_dir: str | None = None, manual_dir: str | None
   source = CATALOGUE.get(task)
   if source is None:
     raise UserError(f'{task}: not known in the catalogue; known: {", ".join(CATALOGUE)}')
-  out = pathlib.Path(out)
+  out = as_path(out)
   table = out / f'{task}.csv'
   if table.exists():
     return f'{table}: is there already; delete it to write it again'
@@ -149,22 +149,21 @@ def _examples(builder, source: Source) -> Iterator[tuple[str, str, str, dict]]:
       yield f'{ours or "audio"}/{label}/{i:06d}.flac', label, ours, example
 
 
-def _write(path: pathlib.Path, audio: np.ndarray, rate: int):
+def _write(path, audio: np.ndarray, rate: int):
   samples = samples_of(audio)
   if path.exists():  # of an interrupted call; files appear under their names only when complete
     return
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     save_flac(path, samples, rate)
   except OSError as error:
     raise UserError(f'{path}: cannot be written ({error.strerror or error}): choose another --out') from error
 
 
-def _write_table(path: pathlib.Path, header, rows):
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+def _write_table(path, header, rows):
+  text = io.StringIO(newline='')
+  csv.writer(text, lineterminator='\n').writerows([header, *rows])
   try:
-    with open(temporary, 'w', newline='', encoding='utf-8') as file:
-      csv.writer(file, lineterminator='\n').writerows([header, *rows])
-    temporary.replace(path)
+    write_text(path, text.getvalue())
   except OSError as error:
     raise UserError(f'{path}: cannot be written ({error.strerror or error}): choose another --out') from error

@@ -4,12 +4,12 @@ Blocks are a function of the set of captions alone. An encoder's last bits depen
 so a shard that is written after a restart, or by another machine, gets the same bytes only if the batches are the same.
 """
 import hashlib
+import io
 import os
-import shutil
-import socket
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
 
 BLOCK = 1024  # captions
@@ -35,11 +35,10 @@ class CaptionBank:
     Of n tasks at once each begins at another block, so that they share the work.
     """
     needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
-    os.makedirs(self._folder, exist_ok=True)
     first = 0 if task is None else task[0] * len(needed) // task[1]
-    needed = [i for i in needed[first:] + needed[:first] if not os.path.exists(self._path(i))]
+    needed = [i for i in needed[first:] + needed[:first] if not self._exists(i)]
     for done, i in enumerate(needed, 1):
-      if os.path.exists(self._path(i)):  # another task was faster
+      if self._exists(i):  # another task was faster
         continue
       texts = self._texts[i * BLOCK:(i + 1) * BLOCK]
       values = np.asarray(self._encoder(texts), np.float32)
@@ -51,12 +50,9 @@ class CaptionBank:
         bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
         raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
                         'use --embedding_dtype=float32 or another text encoder')
-      temporary = f'{self._path(i)}.{socket.gethostname()}-{os.getpid()}.tmp'
-      with open(temporary, 'wb') as f:
-        np.save(f, stored)
-        f.flush()
-        os.fsync(f.fileno())
-      os.replace(temporary, self._path(i))
+      data = io.BytesIO()
+      np.save(data, stored)
+      paths.write_bytes(self._path(i), data.getvalue())
       progress(min(done * BLOCK, len(self._texts)), min(len(needed) * BLOCK, len(self._texts)))
 
   def __call__(self, row):
@@ -66,8 +62,12 @@ class CaptionBank:
 
   def _block(self, i):
     if i not in self._blocks:
-      self._blocks[i] = np.load(self._path(i), mmap_mode='r')
+      with paths.local_copy(self._path(i)) as name:  # a download is mapped on after it is deleted
+        self._blocks[i] = np.load(name, mmap_mode='r')
     return self._blocks[i]
+
+  def _exists(self, i):
+    return paths.as_path(self._path(i)).exists()
 
   def _path(self, i):
     return os.path.join(self._folder, f'{i:05d}.npy')
@@ -75,6 +75,6 @@ class CaptionBank:
 
 def remove_blocks(folder):
   """Deletes the blocks of a finished preparation, and what an abandoned one left."""
-  for name in os.listdir(folder):
+  for name in paths.names_in(folder):
     if name.startswith('.captions-'):
-      shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+      paths.remove_folder(os.path.join(folder, name))

@@ -13,6 +13,7 @@ import posixpath
 import re
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, is_remote, open_text
 
 # A caption of 10,000 words fits; the default of 131,072 characters is there for other people's mistakes.
 MAX_FIELD = 2 ** 24
@@ -42,10 +43,10 @@ class Row:
 
 def read_manifest(path, audio_root):
   """Returns list[Row] in the order of first appearance. Raises UserError for a manifest that is wrong as a whole."""
-  path = os.fspath(path)
+  path = os.fspath(as_path(path))
   csv.field_size_limit(MAX_FIELD)
   try:
-    with open(path, encoding='utf-8-sig', newline='') as f:
+    with open_text(path) as f:
       entries = list(_json_entries(f, path) if path.endswith(('.jsonl', '.json')) else _csv_entries(f, path))
   except OSError as e:
     raise UserError(f'{path}: cannot read the manifest ({e.strerror}): check --manifest') from e
@@ -166,6 +167,9 @@ def _extend(known, texts):
 def relative_to(name, root):
   """File name -> normalised path relative to `root`, or None if it leads out of it (links are not followed)."""
   name = name.replace('\\', '/') if os.sep == '\\' else name
+  if is_remote(root):  # a file's name begins with the root's, or is relative to it
+    name = name.removeprefix(root.rstrip('/') + '/')
+    root = '.'
   root = posixpath.normpath(root)
   full = posixpath.normpath(posixpath.join(root, name))
   relative = posixpath.relpath(full, root)

@@ -43,7 +43,7 @@ class TrainingBatches:
     self.rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
-    clips = [self.split.clip(i) for i in self.order.clips(step)[self.rows]]
+    clips = self.split.clips(self.order.clips(step)[self.rows].tolist())
     draws = self.order.draws(step)[self.rows]
     batch = {'logmel': np.stack([crop(clip.logmel, self.frames, u) for clip, (u, _) in zip(clips, draws)])}
     if self.text:
@@ -76,5 +76,5 @@ def whole_split(split: Split, frames: int, batch_size: int,
   """Yields (log-mels [b, F, frames], clips) over the first `limit` clips as stored; each clip from its start."""
   stop = split.num_clips if limit is None else min(limit, split.num_clips)
   for start in range(0, stop, batch_size):
-    clips = [split.clip(i) for i in range(start, min(start + batch_size, stop))]
+    clips = split.clips(range(start, min(start + batch_size, stop)))
     yield np.stack([crop(clip.logmel, frames, 0.0) for clip in clips]), clips

@@ -5,6 +5,7 @@ import fcntl
 import os
 import sys
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, shards, worker
 from m2d_clap_jax.data.pool import Pool
@@ -156,10 +157,11 @@ def _select(rows, split, manifest):
 
 def _check_root(rows, root):
   """A wrong root is told at once, rather than after two million rejections."""
-  if not os.path.isdir(root):
+  if not paths.as_path(root).is_dir():
     raise UserError(f'{root}: no such folder: check --audio_root')
   usable = [row.file_name for row in rows if not row.reason]
-  if usable and not any(os.path.exists(os.path.join(root, name)) for name in usable[:1000]):
+  first = usable[:20 if paths.is_remote(root) else 1000]  # a store takes its time over each
+  if usable and not any(paths.as_path(os.path.join(root, name)).exists() for name in first):
     raise UserError(f'{root}: holds none of the files that the manifest names first, such as {usable[0]}: '
                     'check --audio_root')
 
@@ -177,7 +179,10 @@ def _check_arguments(num_shards, workers, max_seconds, embedding_dtype):
 @contextlib.contextmanager
 def _folder(out, task=None):
   """Makes `out` and keeps a second run, or a second run of the same task, out of it; yields its path as a string."""
-  out = os.fspath(out)
+  out = os.fspath(paths.as_path(out))
+  if paths.is_remote(out):  # which cannot be locked; two runs would write the same bytes
+    yield out
+    return
   locks = {'.lock': fcntl.LOCK_SH if task else fcntl.LOCK_EX}
   if task:
     locks[f'.lock-{task[0]}-of-{task[1]}'] = fcntl.LOCK_EX

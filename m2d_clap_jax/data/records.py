@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.data import schema, shards
 from m2d_clap_jax.errors import UserError
 
@@ -30,10 +31,11 @@ class Folder:
   """
 
   def __init__(self, path):
-    self.path = os.fspath(path)
+    self.path = os.fspath(paths.as_path(path))
     description = os.path.join(self.path, 'prepare.json')
-    if not os.path.exists(description):
-      unfinished = os.path.isdir(self.path) and any(map(shards.SIDECAR.fullmatch, os.listdir(self.path)))
+    if not paths.as_path(description).exists():
+      there = paths.names_in(self.path) if paths.as_path(self.path).is_dir() else []
+      unfinished = any(map(shards.SIDECAR.fullmatch, there))
       raise UserError(f'{self.path}: ' + (
           'its preparation is not finished: run the same `m2d-clap prepare` again' if unfinished else
           'is not a prepared data folder (no prepare.json): make it with `m2d-clap prepare`'))
@@ -71,6 +73,7 @@ class Split:
       self._bytes = [sidecar['bytes'] for sidecar in sidecars]
       if not self.skip_damaged:
         list(pool.map(lambda pair: _check_length(*pair), zip(self.files, self._bytes)))
+    self._remote = paths.is_remote(folder)
     offsets = [np.asarray(sidecar['offsets'], np.int64) for sidecar in sidecars]
     ends = [np.append(part[1:], size).astype(np.int64)[:len(part)] for part, size in zip(offsets, self._bytes)]
     self._starts = np.cumsum([0] + [len(part) for part in offsets])  # number of each shard's first record
@@ -92,7 +95,23 @@ class Split:
 
   def read(self, ids):
     """ids [n] -> list of n records' bytes (tf.train.Examples), in the order of the ids."""
-    return [self._read(*place) for place in zip(*(part.tolist() for part in self.locate(ids)))]
+    places = list(zip(*(part.tolist() for part in self.locate(ids))))
+    if not self._remote:
+      return [self._data(shard, offset, length, self._file(shard).pread(_HEADER + length, offset - _HEADER))
+              for shard, offset, length in places]
+    ranges = [(self.files[shard], offset - _HEADER, offset + length) for shard, offset, length in places]
+    return [self._data(*place, found) for place, found in zip(places, paths.read_ranges(ranges))]
+
+  def clips(self, ids):
+    """Records `ids`, decoded; of damaged ones `clip` tells. From a store they are all asked for at once."""
+    if not self._remote:
+      return [self.clip(i) for i in ids]
+    try:
+      return [self._decoded(i, data) for i, data in zip(ids, self.read(ids))]
+    except UserError:
+      if not self.skip_damaged:
+        raise
+      return [self.clip(i) for i in ids]
 
   def clip(self, i):
     """Record `i`, decoded.
@@ -115,8 +134,11 @@ class Split:
     raise UserError(f'{self.files[0]} and all other shards: not one clip of {self.name!r} can be read')
 
   def _clip(self, i):
+    return self._decoded(i, self.read([i])[0])
+
+  def _decoded(self, i, data):
     try:
-      return schema.decode(self.read([i])[0], self.meta)
+      return schema.decode(data, self.meta)
     except ValueError as e:
       raise UserError(f'{self.where(i)}: damaged ({e}): delete this file and prepare the data again') from e
 
@@ -125,8 +147,10 @@ class Split:
     shard = int(self.locate([i])[0][0])
     return f'{self.files[shard]} record {i - int(self._starts[shard])}'
 
-  def _read(self, shard, offset, length):
-    data = self._file(shard).pread(_HEADER + length, offset - _HEADER)
+  def _data(self, shard, offset, length, data):
+    """A record's own bytes out of what was read; UserError where it is damaged."""
+    if isinstance(data, Exception):
+      raise UserError(f'{self.files[shard]}: cannot be read at byte {offset - _HEADER} ({data})') from data
     if len(data) != _HEADER + length or struct.unpack('<Q', data[:8])[0] != length:
       # Checksums of the data are left to TensorFlow's own readers: in Python they would cost more than all the rest.
       raise UserError(f'{self.files[shard]}: damaged at byte {offset - _HEADER}: '
@@ -168,9 +192,9 @@ class _File:
 
 def _check_length(path, size):
   try:
-    found = os.path.getsize(path)
+    found = paths.size(path)
   except OSError as e:
-    raise UserError(f'{path}: shard cannot be read ({e.strerror}): run the same `m2d-clap prepare` again') from e
+    raise UserError(f'{path}: shard cannot be read ({e.strerror or e}): run the same `m2d-clap prepare` again') from e
   if found != size:
     raise UserError(f'{path}: shard has {found} bytes where {size} were written: it was cut off or changed; '
                     'run the same `m2d-clap prepare` again')

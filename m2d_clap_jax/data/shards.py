@@ -14,6 +14,7 @@ import math
 import os
 import re
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.data import schema
 from m2d_clap_jax.errors import UserError
 
@@ -59,7 +60,7 @@ def write_shard(out, shard, results, embeddings, on_file):
   """Writes one shard and its sidecar; returns the sidecar's dict.
 
   Args:
-    out: folder (str).
+    out: folder (str), local or remote.
     shard: Shard.
     results: iterator of (ok, worker's result or reason), one for each row without a reason, in order.
     embeddings: function of a Row -> [n, E] in the stored dtype, or None for none.
@@ -70,8 +71,8 @@ def write_shard(out, shard, results, embeddings, on_file):
       ('rows', 'files', 'clips', 'captions', 'rejected', 'rejected_rows', 'truncated'), 0))
   sums = {'seconds': 0.0, 'elements': 0, 'sum': 0.0, 'sumsq': 0.0}
   offsets, rejected, position = [], [], 0
-  final, temporary = (os.path.join(out, name) for name in (f'{shard.name}.tfrecord', f'.{shard.name}.tmp'))
-  with writing(final, temporary):
+  final = os.path.join(out, f'{shard.name}.tfrecord')
+  with writing(final), paths.replacing(final, alone=True) as temporary:
     with tf.io.TFRecordWriter(temporary) as writer:
       for row in shard.rows:
         ok, result = (False, row.reason) if row.reason else next(results)
@@ -93,7 +94,6 @@ def write_shard(out, shard, results, embeddings, on_file):
         on_file()
     if os.path.getsize(temporary) != position:
       raise OSError(f'{os.path.getsize(temporary)} of {position} bytes were written')
-    _commit(temporary, final)
   sidecar = dict(settings=shard.settings, bytes=position, offsets=offsets, rejected_files=rejected, **counts, **sums)
   write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(sidecar))
   return sidecar
@@ -104,15 +104,17 @@ def finished(out, shards):
   names = {shard.name for shard in shards}
   settings = {shard.name.rsplit('-', 3)[0]: shard.settings for shard in shards}
   found = {}
-  for name in sorted(os.listdir(out)):
+  there = paths.names_in(out)
+  sizes = paths.stamps(out, [name for name in there if name.endswith('.tfrecord')])
+  for name in there:
     match = SIDECAR.fullmatch(name)
     if not match:
       continue
     sidecar = read_json(os.path.join(out, name))
     _check_settings(out, sidecar['settings'], settings.get(match[1], shards[0].settings), match[1] in settings)
     stem = name.removesuffix('.tfrecord.json')
-    path = os.path.join(out, f'{stem}.tfrecord')
-    if stem in names and os.path.exists(path) and os.path.getsize(path) == sidecar['bytes']:
+    size, _ = sizes.get(f'{stem}.tfrecord', (None, None))
+    if stem in names and size == sidecar['bytes']:
       found[stem] = sidecar
   return found
 
@@ -146,15 +148,12 @@ def _check_settings(out, theirs, ours, same_split):
 
 
 @contextlib.contextmanager
-def writing(path, temporary=None):
-  """Turns failures to write into one-line errors, and removes the unfinished temporary file."""
+def writing(path):
+  """Turns failures to write into one-line errors."""
   import tensorflow as tf
   try:
     yield
   except (OSError, tf.errors.OpError) as e:
-    with contextlib.suppress(OSError):
-      if temporary:
-        os.unlink(temporary)
     reason = e.strerror if isinstance(e, OSError) and e.strerror else getattr(e, 'message', str(e))
     raise UserError(f'{path}: cannot be written ({" ".join(str(reason).split())[:200]}): '
                     'make room or choose another --out; finished shards are kept, the same command continues') from e
@@ -162,30 +161,14 @@ def writing(path, temporary=None):
 
 def write_text(path, text):
   """Writes a small file at once or not at all."""
-  temporary = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.tmp')
-  with writing(path, temporary):
-    with open(temporary, 'w', encoding='utf-8', newline='') as f:
-      f.write(text)
-    _commit(temporary, path)
-
-
-def _commit(temporary, final):
-  """Onto the disk, then under its name: after a power cut there is the whole file or none."""
-  for path, flags in ((temporary, os.O_RDWR), (os.path.dirname(final), os.O_RDONLY)):
-    descriptor = os.open(path, flags)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
-    if path == temporary:
-      os.replace(temporary, final)
+  with writing(path):
+    paths.write_text(path, text, alone=True)
 
 
 def read_json(path):
   """A json file of a data folder. UserError if it cannot be read."""
   try:
-    with open(path, encoding='utf-8') as f:
-      return json.load(f)
+    return json.loads(paths.as_path(path).read_bytes())
   except (OSError, ValueError) as e:
     raise UserError(f'{path}: cannot be read ({e}): delete it and prepare the data again') from e
 
@@ -194,7 +177,7 @@ def write_metadata(out):
   """Merges all sidecars of the folder into prepare.json (returned), rejected.csv and TFDS' metadata."""
   splits = collections.defaultdict(dict)
   total = {}
-  for name in sorted(os.listdir(out)):
+  for name in paths.names_in(out):
     match = SIDECAR.fullmatch(name)
     if match:
       splits[match[1]][int(match[2])] = read_json(os.path.join(out, name))
@@ -237,7 +220,7 @@ def _all_rejected(out, split, sidecars, count):
   example = next(f'{name}: {why}' for s in sidecars for name, why, _ in s['rejected_files'] if why == most)
   for i in range(count):
     for suffix in ('tfrecord.json', 'tfrecord'):
-      os.unlink(os.path.join(out, f'{split}-{i:05d}-of-{count:05d}.{suffix}'))
+      paths.as_path(os.path.join(out, f'{split}-{i:05d}-of-{count:05d}.{suffix}')).unlink()
   raise UserError(f'{out}: every file of split {split!r} was rejected, most often ({reasons[most]} of '
                   f'{sum(reasons.values())}) as in {example}')
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from m2d_clap_jax.data.task_table import TASKS, Settings
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, is_remote, open_text
 
 SPLITS = ('train', 'valid', 'test')
 
@@ -153,7 +154,7 @@ def unnamed(task: Task) -> str:
 def read_names(path: str) -> dict[str, str]:
   """AudioSet's class_labels_indices.csv -> {mid: display_name}."""
   try:
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    with open_text(path) as file:
       return {row['mid']: row['display_name'] for row in csv.DictReader(file)}
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f'config.data.names={path}: cannot be read ({error})') from None
@@ -165,7 +166,7 @@ def read_names(path: str) -> dict[str, str]:
 def read_metadata(path: str) -> list[Clip]:
   """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong."""
   try:
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    with open_text(path) as file:
       rows = list(csv.DictReader(file))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f'{path}: cannot be read as a CSV file ({error}): give config.data.csv=FILE') from None
@@ -209,9 +210,10 @@ def _clip(row: dict, kind: str, where: str) -> Clip:
 
 
 def _find(name: str, root: str) -> str:
-  places = [os.path.join(root, f'{name}.csv'),
-            os.path.join(root, '..', '..', 'evar', 'metadata', f'{name}.csv')]
-  found = next((place for place in places if os.path.exists(place)), None)
+  places = [os.path.join(root, f'{name}.csv')]
+  if not is_remote(root):  # which has no '..'
+    places.append(os.path.join(root, '..', '..', 'evar', 'metadata', f'{name}.csv'))
+  found = next((place for place in places if as_path(place).exists()), None)
   if found is None:
     raise UserError(f'config.data.root={root}: no metadata there ({" or ".join(places)}): give config.data.csv=FILE')
   return found
@@ -222,7 +224,7 @@ def _check_files(root: str, clips: list[Clip], path: str):
   if not clips:
     raise UserError(f'{path}: holds no clips')
   some = clips[::max(1, len(clips) // 50)]
-  missing = [clip.file for clip in some if not os.path.exists(os.path.join(root, clip.file))]
+  missing = [clip.file for clip in some if not as_path(os.path.join(root, clip.file)).exists()]
   if 2 * len(missing) > len(some):
     raise UserError(f'config.data.root={root}: {len(missing)} of {len(some)} files looked for are not there, such as '
                     f'{missing[0]}: is it the folder that {path} is about?')

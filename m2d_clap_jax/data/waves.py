@@ -10,6 +10,7 @@ import numpy as np
 
 from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import is_remote
 
 SHARD = 4096  # clips of a file: all of AudioSet's stay below the 1,024 files that a process may have open
 SCALE = 32767  # of int16, which holds what 16-bit recordings hold, in half the bytes of float32
@@ -36,6 +37,8 @@ class Waves:
 
   def __init__(self, folder, names: Sequence[str], read: Callable[[int], np.ndarray], *, samples: int, rate: int,
                note: Callable[[int, int], None] = lambda done, total: None):
+    if is_remote(folder):
+      raise UserError(f'config.data.cache={folder}: decoded recordings are mapped into memory, from a local disk only')
     key = hashlib.sha256(json.dumps([list(names), samples, rate, SHARD]).encode()).hexdigest()[:16]
     self.folder = pathlib.Path(folder) / f'waves-{key}'
     self.samples, self._read, self._count = samples, read, len(names)

@@ -11,6 +11,8 @@ import sys
 
 import numpy as np
 
+from m2d_clap_jax.paths import as_path, is_remote
+
 AUDIO = 'm2d_clap_jax.data.worker:from_audio'
 NPY = 'm2d_clap_jax.data.worker:from_npy'
 
@@ -34,7 +36,8 @@ def from_npy(path, logmel, max_seconds):
   """`.npy` file with a log-mel [F, T] or [1, F, T] -> result. Raises Rejected."""
   _check_regular(path)
   try:
-    array = np.load(path, allow_pickle=False)
+    with as_path(path).open('rb') as file:
+      array = np.load(file, allow_pickle=False)
   except (OSError, ValueError, EOFError) as e:
     raise Rejected(f'not a readable .npy array ({e})') from e
   if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
@@ -50,6 +53,8 @@ def from_npy(path, logmel, max_seconds):
 
 
 def _check_regular(path):
+  if is_remote(path):  # reading tells what is missing; there is nothing else than files
+    return
   if not os.path.exists(path):
     raise Rejected('no such file')
   if not os.path.isfile(path):

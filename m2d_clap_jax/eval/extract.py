@@ -3,13 +3,12 @@ import csv
 import hashlib
 import io
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.audio.io import AudioError, load
 from m2d_clap_jax.data.tasks import Clip, Task
 from m2d_clap_jax.errors import UserError
@@ -52,7 +51,7 @@ def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]
   Raises:
     UserError: no clip can be read, features are not finite, or the cache cannot be written.
   """
-  path = epath.Path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
+  path = paths.as_path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
   found = _load(path)
   if found is None:
     found = _compute(model, task, seed)
@@ -71,13 +70,13 @@ def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
   """
   if damaged not in ('fail', 'skip'):
     raise UserError(f'config.data.damaged={damaged!r}: is neither fail nor skip')
-  listed = epath.Path(folder) / REJECTED
+  listed = paths.as_path(folder) / REJECTED
   if not rejected:
     listed.unlink(missing_ok=True)
     return
   rows = io.StringIO(newline='')
   csv.writer(rows, lineterminator='\n').writerows([('file_name', 'reason'), *rejected.items()])
-  listed.write_text(rows.getvalue())
+  paths.write_text(listed, rows.getvalue())
   if damaged == 'fail':
     some = ', '.join(list(rejected)[:3]) + (', ...' if len(rejected) > 3 else '')
     raise UserError(f'{task.name}: {len(rejected)} of {len(task.clips)} clips cannot be read ({some}; all with reasons '
@@ -86,9 +85,8 @@ def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
 
 def missing_files(task: Task) -> dict[str, str]:
   """{file: reason} of the clips that are not there, so that one need not wait for the others to be decoded."""
-  with ThreadPoolExecutor(4 * THREADS) as pool:  # stat waits, on network disks
-    there = pool.map(lambda clip: os.path.exists(task.path(clip)), task.clips)
-    return {clip.file: 'no such file' for clip, exists in zip(task.clips, there) if not exists}
+  there = paths.stamps(task.root, [clip.file for clip in task.clips])
+  return {clip.file: 'no such file' for clip in task.clips if clip.file not in there}
 
 
 def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
@@ -151,34 +149,27 @@ def _check_finite(row: tuple, files: list[str]):
 
 def _key(model, task: Task, seed: int) -> str:
   digest = hashlib.sha256(json.dumps([model.fingerprint, model.sample_rate, task.seconds, seed]).encode())
+  about = paths.stamps(task.root, [clip.file for clip in task.clips])
   for clip in task.clips:
-    try:
-      stat = os.stat(task.path(clip))
-      about = [stat.st_size, stat.st_mtime_ns]
-    except OSError:
-      about = None
     part = clip.split if clip.split in ('train', 'valid') else ''
-    digest.update(json.dumps([clip.file, part, about]).encode())
+    digest.update(json.dumps([clip.file, part, about.get(clip.file)]).encode())
   return digest.hexdigest()[:16]
 
 
-def _load(path: epath.Path) -> Features | None:
+def _load(path) -> Features | None:
   if not path.exists():
     return None
-  with path.open('rb') as file, np.load(file) as content:
+  with paths.local_copy(path) as name, np.load(name) as content:
     about = json.loads(str(content['about']))
     return Features(about['files'], content['features'], content['audio'] if 'audio' in content else None,
                     about['rejected'])
 
 
-def _save(path: epath.Path, found: Features):
+def _save(path, found: Features):
   arrays = {'features': found.features} | ({} if found.audio is None else {'audio': found.audio})
-  temporary = path.parent / f'.{path.name}.{os.getpid()}'
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as file:
+    with paths.replacing(path) as name, open(name, 'wb') as file:
       np.savez(file, about=json.dumps({'files': found.files, 'rejected': found.rejected}), **arrays)
-    temporary.replace(path)
   except OSError as error:
     raise UserError(f'{path.parent}: the features cannot be kept ({error}): choose another --workdir') from error
 

@@ -2,12 +2,11 @@
 import importlib.metadata
 import json
 import math
-import pathlib
-
-from etils import epath
+import os
 
 from m2d_clap_jax.data.task_table import PAPER, TASKS
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, files_under, write_text
 
 RESULTS, TABLE = 'results.json', 'results.md'
 PACKAGES = ('jax', 'flax', 'optax', 'numpy')
@@ -20,12 +19,12 @@ def write(folder, result: dict):
 
   A score that is not finite is written as null.
   """
-  folder = epath.Path(folder)
+  folder = as_path(folder)
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   paper = PAPER.get(result['job'], {}).get(result['task'])
   full = result | {'paper': paper and paper / 100, 'versions': versions}
-  _replace(folder / RESULTS, json.dumps(_finite(full), indent=2, default=list) + '\n')
-  _replace(folder / TABLE, tables([_finite(full)]))
+  write_text(folder / RESULTS, json.dumps(_finite(full), indent=2, default=list) + '\n')
+  write_text(folder / TABLE, tables([_finite(full)]))
 
 
 def merge(folders) -> str:
@@ -35,8 +34,8 @@ def merge(folders) -> str:
     UserError: a folder without results, or results that cannot be read.
   """
   results = []
-  for folder in map(pathlib.Path, folders):
-    found = sorted(folder.rglob(RESULTS))
+  for folder in map(as_path, folders):
+    found = [folder / name for name in files_under(folder) if os.path.basename(name) == RESULTS]
     if not found:
       raise UserError(f'{folder}: holds no {RESULTS}; name the --workdir of a finished evaluation')
     for path in found:
@@ -105,9 +104,3 @@ def _finite(value):
   if isinstance(value, (list, tuple)):
     return [_finite(each) for each in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path, text: str):
-  temporary = path.parent / f'.{path.name}.new'
-  temporary.write_text(text)
-  temporary.replace(path)

@@ -1,12 +1,12 @@
 """Files of tensors: .pth by torch (weights alone, nothing in a file is executed) and .safetensors without it."""
 import json
-import pathlib
 import pickle
 import zipfile
 
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, local_copy, size
 from m2d_clap_jax.torch_io.rules import flax_path
 
 # What public checkpoints put in front of the encoder's names, the longest first.
@@ -24,12 +24,13 @@ def read_tensors(path) -> dict[str, np.ndarray]:
   Raises:
     UserError: missing, truncated, not a checkpoint, or holding more than tensors.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; give a checkpoint (.pth, .safetensors)')
-  if not path.stat().st_size:
+  if not size(path):
     raise UserError(f'{path}: the file is empty (0 bytes); copy or download it again')
-  return _read_safetensors(path) if path.suffix == '.safetensors' else _read_pth(path)
+  with local_copy(path) as name:
+    return _read_safetensors(path, name) if path.suffix == '.safetensors' else _read_pth(path, name)
 
 
 def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -55,24 +56,26 @@ def _without_prefix(name: str) -> str:
                and flax_path(name.removeprefix(prefix))), name)
 
 
-def _read_safetensors(path) -> dict[str, np.ndarray]:
+def _read_safetensors(path, name: str) -> dict[str, np.ndarray]:
+  """path: for messages; name: of the local file."""
   from safetensors import SafetensorError
   from safetensors.numpy import load_file
   try:
-    return load_file(path)
+    return load_file(name)
   except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
     raise UserError(f'{path}: not a readable .safetensors file ({_first_line(error)}): is it cut off? Copy or download '
                     'it again') from None
 
 
-def _read_pth(path) -> dict[str, np.ndarray]:
+def _read_pth(path, name: str) -> dict[str, np.ndarray]:
+  """The same two."""
   try:
     import torch
   except ImportError:
     raise UserError(f"{path}: reading .pth files needs PyTorch: pip install 'm2d-clap-jax[torch]', or convert the file "
                     'to .safetensors elsewhere') from None
   try:
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    content = torch.load(name, map_location='cpu', weights_only=True)
   except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
     if 'weights_only' in str(error) or 'Unsupported' in str(error):
       raise UserError(f'{path}: is no PyTorch checkpoint of plain tensors, and is not opened, because other objects '

@@ -1,12 +1,12 @@
 """Weights as files: the authors' checkpoint layout, and a portable folder that opens without orbax and TensorFlow."""
 import datetime
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, replacing
 from m2d_clap_jax.torch_io.rules import to_torch
 from m2d_clap_jax.weights import CONFIG, FORMAT, TENSORS, Weights, family
 
@@ -33,8 +33,8 @@ def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
           f'{network.patch_size[1]}{rate}-{day:%y%m%d}')
 
 
-def save_pth(weights: Weights, folder, epoch: int = 0) -> pathlib.Path:
-  """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, as the authors' tools load it.
+def save_pth(weights: Weights, folder, epoch: int = 0):
+  """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, as the authors' tools load it -> its path.
 
   Raises:
     UserError: torch is not installed, or the folder cannot be written.
@@ -45,7 +45,7 @@ def save_pth(weights: Weights, folder, epoch: int = 0) -> pathlib.Path:
     raise UserError("writing .pth files needs PyTorch: pip install 'm2d-clap-jax[torch]', or export a portable "
                     'folder instead') from None
   tensors = {name: torch.from_numpy(np.array(value)) for name, value in public_tensors(weights).items()}
-  path = pathlib.Path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'
+  path = as_path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'
 
   def write(temporary):
     torch.save({'model': tensors, 'epoch': epoch}, temporary)
@@ -53,21 +53,22 @@ def save_pth(weights: Weights, folder, epoch: int = 0) -> pathlib.Path:
   return path
 
 
-def save_portable(weights: Weights, folder) -> pathlib.Path:
-  """Writes model.safetensors, config.json and a model card into `folder`; UserError where that is impossible."""
+def save_portable(weights: Weights, folder):
+  """Writes model.safetensors, config.json and a model card into `folder` -> its path; UserError where that is
+  impossible."""
   from safetensors.numpy import save_file
-  folder = pathlib.Path(folder)
+  folder = as_path(folder)
   complete = weights.with_tables()
   tensors = to_torch(complete.trees, complete.network().patch_size)
   tensors |= {weights.text_prefix + name: value for name, value in weights.text.items()}
   # The description comes last: a folder whose writing was broken off is no model.
   (folder / CONFIG).unlink(missing_ok=True)
   _in_place(folder / TENSORS, lambda path: save_file(tensors, path, {'format': 'pt'}))
-  _in_place(folder / CARD, lambda path: path.write_text(model_card(weights)))
+  _write_text(folder / CARD, model_card(weights))
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
             'classes': weights.classes, 'step': weights.step}
-  _in_place(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + '\n'))
+  _write_text(folder / CONFIG, json.dumps(config, indent=2) + '\n')
   return folder
 
 
@@ -86,13 +87,14 @@ def model_card(weights: Weights) -> str:
           f'|---|---|\n{table}\n\n```python\nimport m2d_clap_jax\nmodel = m2d_clap_jax.load("THIS_FOLDER")\n{use}\n```\n')
 
 
-def _in_place(path: pathlib.Path, write):
-  """Writes to a temporary name and renames, so that no half file ever stands under the real one."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+def _write_text(path, text: str):
+  _in_place(path, lambda name: pathlib.Path(name).write_text(text, encoding='utf-8'))
+
+
+def _in_place(path, write):
+  """Calls write(name of a local file), which becomes `path`: no half file ever stands under that name."""
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(temporary)
-    temporary.replace(path)
+    with replacing(path) as name:
+      write(name)
   except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-    temporary.unlink(missing_ok=True)
     raise UserError(f'{path}: cannot be written ({error}): choose another folder or free space') from error

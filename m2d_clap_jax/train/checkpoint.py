@@ -6,10 +6,10 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, make_folder, move, scheme_of
 from m2d_clap_jax.quiet import quiet
 from m2d_clap_jax.train.state import TrainState
 
@@ -28,7 +28,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, keep: int = 2, keep_every: int | None = None):
-    self.folder = epath.Path(workdir) / 'checkpoints'
+    self.folder = _folder(workdir)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
@@ -82,8 +82,8 @@ class Checkpoints:
   def _put_aside(self, step: int, reason: str):
     if jax.process_index() == 0:
       place = self.folder.parent / DAMAGED
-      place.mkdir(parents=True, exist_ok=True)
-      (self.folder / str(step)).rename(place / f'{step}-{time.time_ns()}')
+      make_folder(place)
+      move(self.folder / str(step), place / f'{step}-{time.time_ns()}')
       print(f'note: the checkpoint of step {step} is damaged ({reason}) and was moved to {place}; taking the one before',
             file=sys.stderr)
     if jax.process_count() > 1:
@@ -104,6 +104,13 @@ class Checkpoints:
   def _failed(self, step, error) -> UserError:
     return UserError(f'{self.folder}: the checkpoint of step {step} could not be written ({error}): free disk space '
                      'or permissions are needed; the same command then continues from the last complete checkpoint')
+
+
+def _folder(workdir):
+  if scheme_of(workdir) not in ('', 'gs'):
+    raise UserError(f'{workdir}: checkpoints can be on local disks and in gs:// buckets (of which orbax knows how to '
+                    'write arrays): choose such a --workdir')
+  return as_path(workdir) / 'checkpoints'
 
 
 def abstract(shapes, shardings):
@@ -128,7 +135,7 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
   Raises:
     UserError: there is no complete checkpoint, or all are damaged.
   """
-  folder = epath.Path(workdir) / 'checkpoints'
+  folder = _folder(workdir)
   with quiet('absl'), ocp.CheckpointManager(  # orbax tells what read-only means, each time
       folder, options=ocp.CheckpointManagerOptions(read_only=True),
       item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:

@@ -1,18 +1,17 @@
 """What a run has trained as plain weights, for inference and export."""
-import pathlib
-
 import numpy as np
 from flax import traverse_util
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.paths import is_remote
 from m2d_clap_jax.train.checkpoint import read_parameters
 from m2d_clap_jax.weights import Weights
 
 
-def read_run(workdir: pathlib.Path) -> Weights:
+def read_run(workdir) -> Weights:
   """Weights of the newest checkpoint in a pre-training run's workdir; UserError where there is none."""
-  step, params, target, meta = read_parameters(workdir.resolve())
+  step, params, target, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
   if 'norm_stats' not in meta:
     raise UserError(f'{workdir}: is a fine-tuning run; its classifier is in {workdir / "best"}')
   model = {key: tuple(value) if isinstance(value, list) else value for key, value in meta['settings']['model'].items()

@@ -18,6 +18,7 @@ from m2d_clap_jax.eval.linear_protocol import mean_and_interval
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.paths import is_remote, stamps
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
@@ -108,8 +109,8 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
     clip = opened.clips[i]
     return wave_of(opened.path(clip), clip, opened.seconds, rate, seed)
   progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
-  names = [f'{_identity(opened.path(clip))} {clip.split} {seed}' for clip in opened.clips]
-  waves = Waves(cache or workdir / 'waves', names, load, samples=round(opened.seconds * rate), rate=rate,
+  names = [f'{identity} {clip.split} {seed}' for clip, identity in zip(opened.clips, _identities(opened))]
+  waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
                 note=progress or (lambda done, total: None))
   if progress:
     progress.close()
@@ -126,13 +127,19 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   return Data(used, waves, places, rejected), rate
 
 
-def _identity(path: str) -> str:
-  """Which file this is and in what state: another one under the same name must not be taken from the cache."""
-  try:
-    about = os.stat(path)
-    return f'{os.path.abspath(path)} {about.st_size} {about.st_mtime_ns}'
-  except OSError:
-    return os.path.abspath(path)
+def _cache(workdir) -> str:
+  """Where decoded recordings are kept unless told: with the run, or in the home folder if that is in a store."""
+  return os.path.expanduser('~/.cache/m2d_clap_jax/waves') if is_remote(workdir) else os.path.join(workdir, 'waves')
+
+
+def _identities(task: Task) -> list[str]:
+  """Which files these are and in what state: another one under the same name must not be taken from the cache."""
+  about = stamps(task.root, [clip.file for clip in task.clips])
+
+  def whole(clip):
+    path = task.path(clip)
+    return path if is_remote(path) else os.path.abspath(path)
+  return [' '.join(map(str, (whole(clip), *about.get(clip.file, ())))) for clip in task.clips]
 
 
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, *, flat: bool):

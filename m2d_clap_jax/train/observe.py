@@ -5,14 +5,14 @@ import json
 import jax
 import numpy as np
 
-from m2d_clap_jax import plots
+from m2d_clap_jax import paths, plots
 from m2d_clap_jax.data.pipeline import crop, whole_split
 from m2d_clap_jax.data.records import Split
 from m2d_clap_jax.eval.features import statistics
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import as_bool
 from m2d_clap_jax.train import sharding
-from m2d_clap_jax.train.runlog import RunLog, read_history
+from m2d_clap_jax.train.runlog import RunLog
 from m2d_clap_jax.train.state import TrainState
 from m2d_clap_jax.train.step import draw_mask
 
@@ -63,11 +63,11 @@ class Observer:
               for key, value in scalars.items()]
       self._log.note(f'step {step}: {name} ' + ', '.join(told))
       if self._log.active:
-        (self._log.workdir / f'{name}.json').write_text(json.dumps({'step': step, **scalars}, indent=2))
+        paths.write_text(self._log.workdir / f'{name}.json', json.dumps({'step': step, **scalars}, indent=2))
         for key, draw in figures.items():
           draw(self._log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {told[0]}')
     if self._log.active and step:
-      plots.loss_curves(read_history(self._log.workdir), self._log.workdir / 'curves.png')
+      plots.loss_curves(self._log.history(), self._log.workdir / 'curves.png')
 
   def draw_mask(self, state: TrainState):
     """Draws the first training clip with its mask of the first update."""

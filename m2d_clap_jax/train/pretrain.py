@@ -86,6 +86,7 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
     window.check()
     if saved.latest() == step:
       return
+    log.sync()
     saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                        'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
 

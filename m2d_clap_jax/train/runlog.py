@@ -1,18 +1,23 @@
 """What a run writes down: TensorBoard files, metrics.jsonl and one line on the terminal."""
 import json
 import math
+import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
-from etils import epath
+from m2d_clap_jax import paths
+from m2d_clap_jax.errors import UserError
 
 HISTORY = 'metrics.jsonl'
+UPLOAD_SECONDS = 60  # between uploads to a remote workdir, where nothing can be appended to a file
 
 
 def read_history(workdir) -> dict[str, tuple[list[int], list[float]]]:
   """metrics.jsonl as name -> (steps, values); a line cut off by a kill is left out."""
   history = {}
-  for row in _rows(epath.Path(workdir) / HISTORY):
+  for row in _rows(paths.as_path(workdir) / HISTORY):
     step = row.pop('step')
     for name, value in row.items():
       steps, values = history.setdefault(name, ([], []))
@@ -34,6 +39,8 @@ def _rows(path):
 class RunLog:
   """Writes scalars by step. Only one process of a run should be `active`; the others' calls do nothing.
 
+  Into a remote workdir they come by `sync`: files grow in a local folder and are uploaded as a whole.
+
   Args:
     workdir: where metrics.jsonl and the TensorBoard files go.
     step: the step that the run continues from; later rows, written before a kill, are dropped: they come again. None
@@ -41,23 +48,50 @@ class RunLog:
   """
 
   def __init__(self, workdir, step: int | None, active: bool = True):
-    self.workdir, self.active = epath.Path(workdir), active
+    self.workdir, self.active = paths.as_path(workdir), active
     if not active:
       return
     from clu import metric_writers  # pulls TensorFlow
     path = self.workdir / HISTORY
     rows = [row for row in _rows(path) if step is not None and row['step'] <= step]
-    partial = self.workdir / f'.{HISTORY}.tmp'
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    partial.replace(path)
-    self._file = open(path, 'a')  # pylint: disable=consider-using-with
-    self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self.workdir)))
+    paths.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._local = self.workdir
+    self._uploaded, self._last = {}, time.monotonic()
+    if paths.is_remote(self.workdir):
+      self._local = pathlib.Path(tempfile.mkdtemp(prefix='m2d_clap_log_'))
+      (self._local / HISTORY).write_bytes(path.read_bytes())
+    self._file = open(self._local / HISTORY, 'a')  # pylint: disable=consider-using-with
+    self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._local)))
 
   def write(self, step: int, scalars: dict[str, float]):
     if self.active:
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
       self._tensorboard.write_scalars(step, scalars)
+      if time.monotonic() - self._last > UPLOAD_SECONDS:
+        self.sync()
+
+  def sync(self):
+    """Uploads what is new to a remote workdir. To be called before a checkpoint is saved, whose rows would be missing
+    if the run were killed afterwards. UserError where the store refuses."""
+    if not self.active or not paths.is_remote(self.workdir):
+      return
+    self._tensorboard.flush()
+    self._last = time.monotonic()
+    for path in sorted(self._local.iterdir()):
+      size = path.stat().st_size
+      if self._uploaded.get(path.name) == size:
+        continue
+      try:
+        paths.write_bytes(self.workdir / path.name, path.read_bytes())
+      except OSError as error:
+        raise UserError(f'{self.workdir / path.name}: cannot be written ({error}): the same command continues from the '
+                        'newest checkpoint') from error
+      self._uploaded[path.name] = size
+
+  def history(self) -> dict[str, tuple[list[int], list[float]]]:
+    """`read_history` of all that was written, uploaded or not."""
+    return read_history(self._local)
 
   def note(self, text: str):
     if self.active:
@@ -67,8 +101,11 @@ class RunLog:
 
   def close(self):
     if self.active:
+      self.sync()
       self._tensorboard.close()
       self._file.close()
+      if paths.is_remote(self.workdir):
+        shutil.rmtree(self._local)
 
 
 class Progress:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from m2d_clap_jax import plots
+from m2d_clap_jax import paths, plots
 from m2d_clap_jax.data.pipeline import prefetch
 from m2d_clap_jax.data.sampling import Epochs, rarity
 from m2d_clap_jax.data.tasks import Task
@@ -26,10 +26,10 @@ from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Input
                                               freezing, score)
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.init import merge
-from m2d_clap_jax.train.runlog import Progress, RunLog, read_history
+from m2d_clap_jax.train.runlog import Progress, RunLog
 from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
 from m2d_clap_jax.train.window import Window
-from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights import CONFIG, Weights, read
 
 SCORE_BATCH = 64
 BEST, RESULT = 'best', 'result.json'
@@ -63,7 +63,7 @@ class Trial:
     made_with = self._made_with()
     if (folder / RESULT).exists():
       return _finished(folder, made_with)
-    folder.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder)
     splits = self.task.splits(fold)
     where = 'valid' if splits['valid'] else 'test'
     for name in ('train', where):
@@ -83,11 +83,9 @@ class Trial:
                    title=f'{self.task.name}, fine-tuned')
       place = _place(folder, best['epoch'])
       if place != folder / BEST:
-        place.rename(folder / BEST)
+        paths.move(place, folder / BEST)
       _forget(folder, set())
-      partial = folder / f'.{RESULT}.new'
-      partial.write_text(json.dumps(result | {'made_with': made_with}, indent=2) + '\n')
-      partial.replace(folder / RESULT)
+      paths.write_text(folder / RESULT, json.dumps(result | {'made_with': made_with}, indent=2) + '\n')
     return result
 
   def _made_with(self) -> dict:
@@ -122,6 +120,7 @@ class Trial:
     def save():
       window.check()
       if saved.latest() != step:
+        log.sync()
         saved.save(state, {'settings': settings, 'window': window.rows, 'best': best})
         # The save goes on in the background: what the checkpoint before calls the best may still be needed.
         now = {each['epoch'] for each in (best, *recorded) if each}
@@ -175,7 +174,7 @@ class Trial:
     log.note(f'epoch {epoch}: {where} {self.task.metric} {100 * found:.2f}%, best {100 * best["score"]:.2f}% '
              f'(epoch {best["epoch"]})')
     if log.active:
-      plots.loss_curves(read_history(folder), folder / 'curves.png')
+      plots.loss_curves(log.history(), folder / 'curves.png')
     return best
 
   def _predict(self, variables, clips) -> tuple[np.ndarray, np.ndarray]:
@@ -245,8 +244,9 @@ def _place(folder, epoch: int):
   """Where an epoch's classifier lies while it may still be the best. A name of its own, because after a kill the epochs
   since the newest checkpoint come again and may, on some devices, come out a little differently."""
   place = folder / f'{BEST}-{epoch}'
-  # Killed between the last two steps of a run, it has its final name already.
-  return place if place.exists() or not (folder / BEST).exists() else folder / BEST
+  # Killed between the last two steps of a run, it has its final name already. A store moves file by file, the
+  # description before the tensors: while it is there, the rest is.
+  return place if (place / CONFIG).exists() or not (folder / BEST).exists() else folder / BEST
 
 
 def _forget(folder, epochs: set[int]):

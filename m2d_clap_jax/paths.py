@@ -1,0 +1,250 @@
+"""Users' paths: local ones, and gs:// and other stores through fsspec, all as `etils.epath.Path`.
+
+Stores differ from disks in three ways that matter here. There are no folders. A file appears whole, under its name, when
+its writing ends, so that a temporary name and a renaming, which is a copy there, are of no use. And libraries that want
+a real file do not find one: they get a local copy, or write one that is then uploaded.
+"""
+import contextlib
+import fnmatch
+import importlib.util
+import io
+import os
+import posixpath
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from etils import epath
+
+from m2d_clap_jax.errors import UserError
+
+# epath's schemes -> the package that serves each, and the extra of setup.cfg that installs it.
+SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3'), 'az': ('adlfs', None), 'hf': ('huggingface_hub', None)}
+# All go through fsspec. Left alone, epath would use TensorFlow where that is installed: another client, with other
+# settings and errors, that knows no s3.
+os.environ.setdefault('EPATH_USE_TF', '0')
+_THREADS = 16  # that wait for network disks
+
+
+def as_path(place) -> epath.Path:
+  """A user's path, ~ being the home folder; UserError for a scheme that is not known, or whose package is not installed."""
+  scheme = scheme_of(place)
+  if scheme:
+    if scheme not in SCHEMES:
+      raise UserError(f'{place}: stores of the kind {scheme}:// are not known; known: '
+                      + ', '.join(f'{name}://' for name in SCHEMES) + ', and local paths')
+    package, extra = SCHEMES[scheme]
+    if importlib.util.find_spec(package) is None:
+      raise UserError(f'{place}: {scheme}:// needs the package {package}: pip install '
+                      + (f"'m2d-clap-jax[{extra}]'" if extra else package))
+    _no_listings_kept(scheme)
+    return epath.Path(place)
+  return epath.Path(place).expanduser()
+
+
+def scheme_of(place) -> str:
+  """'gs' of gs://bucket/x; '' of a local path."""
+  match = re.match(r'([A-Za-z][\w+.-]*)://', os.fspath(place))
+  return match[1] if match else ''
+
+
+def is_remote(place) -> bool:
+  return bool(scheme_of(place))
+
+
+def filesystem(place):
+  """fsspec's file system of a remote path. Its own path strings have no scheme."""
+  as_path(place)
+  return epath.backend.fsspec_backend.fs(os.fspath(place))  # the one that epath uses, with its connections
+
+
+def _no_listings_kept(scheme: str):
+  """fsspec would remember what a folder held, and not see what TensorStore or another host has written since."""
+  import fsspec
+  for name in {scheme, {'gs': 'gcs'}.get(scheme, scheme)}:
+    fsspec.config.conf.setdefault(name, {}).setdefault('use_listings_cache', False)
+
+
+def make_folder(path: epath.Path):
+  """Makes a folder with those above it. Stores need none, and might make a bucket of a misspelt name."""
+  if not is_remote(path):
+    path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path, alone: bool = False) -> Iterator[str]:
+  """Yields the name of a local file to write, which becomes `path` when the block ends well: whole, or not at all.
+
+  Locally it is next to `path` and is on the disk before it gets its name. The folder is made where there is none.
+
+  Args:
+    alone: nobody else writes this file at the same time. What a killed run leaves is then overwritten by the next.
+  """
+  path = as_path(path)
+  if is_remote(path):
+    with tempfile.TemporaryDirectory(prefix='m2d_clap_upload_') as folder:
+      name = os.path.join(folder, path.name)
+      yield name
+      filesystem(path).put_file(name, os.fspath(path))
+    return
+  make_folder(path.parent)
+  owner = '' if alone else f'.{socket.gethostname()}-{os.getpid()}'
+  temporary = os.path.join(path.parent, f'.{path.name}{owner}.tmp')
+  try:
+    yield temporary
+    _to_disk(temporary, os.O_RDWR)
+    os.replace(temporary, path)
+    _to_disk(path.parent, os.O_RDONLY)
+  finally:
+    with contextlib.suppress(OSError):  # it has its real name by now, or never came to be
+      os.unlink(temporary)
+
+
+def _to_disk(name, flags: int):
+  descriptor = os.open(name, flags)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_bytes(path, data: bytes, alone: bool = False):
+  """Writes a file whole or not at all; `alone` as in `replacing`."""
+  path = as_path(path)
+  if is_remote(path):
+    filesystem(path).pipe_file(os.fspath(path), data)
+    return
+  with replacing(path, alone) as temporary, open(temporary, 'wb') as file:
+    file.write(data)
+
+
+def write_text(path, text: str, alone: bool = False):
+  """The same of text in UTF-8, with line ends as they are."""
+  write_bytes(path, text.encode(), alone)
+
+
+@contextlib.contextmanager
+def local_copy(path) -> Iterator[str]:
+  """Yields the name of a local file with the contents of `path`: itself, or a copy that lasts as long as the block."""
+  path = as_path(path)
+  if not is_remote(path):
+    yield os.fspath(path)
+    return
+  with tempfile.TemporaryDirectory(prefix='m2d_clap_download_') as folder:
+    name = os.path.join(folder, path.name)
+    filesystem(path).get_file(os.fspath(path), name)
+    yield name
+
+
+@contextlib.contextmanager
+def open_text(path) -> Iterator[io.TextIOWrapper]:
+  """Opens a file of UTF-8 text, with or without a byte order mark, for reading; line ends stay as they are."""
+  with as_path(path).open('rb') as file, io.TextIOWrapper(file, encoding='utf-8-sig', newline='') as text:
+    yield text
+
+
+def fetch_folder(path, into: str, patterns: Sequence[str]):
+  """Copies the files of a remote folder whose names fit one of the patterns into the local folder `into`."""
+  store = filesystem(path)
+  for name in store.ls(os.fspath(path), detail=False):
+    base = posixpath.basename(name)
+    if any(fnmatch.fnmatch(base, pattern) for pattern in patterns):
+      store.get_file(name, os.path.join(into, base))
+
+
+def move(source: epath.Path, target: epath.Path):
+  """Renames a file or folder. In a store its files are copied, then deleted in the order of their names."""
+  if not is_remote(source):
+    source.rename(target)
+    return
+  store = filesystem(source)
+  names = sorted(store.find(os.fspath(source)))
+  start = len(store._strip_protocol(os.fspath(source)))  # pylint: disable=protected-access
+  for name in names:
+    store.cp_file(name, os.fspath(target) + name[start:])
+  for name in names:
+    store.rm_file(name)
+
+
+def remove_folder(path):
+  """Deletes a folder as far as that is possible: others may be doing the same."""
+  if not is_remote(path):
+    shutil.rmtree(path, ignore_errors=True)
+    return
+  with contextlib.suppress(OSError):
+    filesystem(path).rm(os.fspath(path), recursive=True)
+
+
+def size(path) -> int:
+  """Bytes of a file; OSError where there is none."""
+  if is_remote(path):
+    return filesystem(path).info(os.fspath(path))['size']
+  return os.path.getsize(path)
+
+
+def stamps(root, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+  """{name: (bytes, what changes when the file does)} of files under `root`; those that are not there are left out.
+
+  A store is asked for one listing of all that is under `root`, instead of once a file.
+  """
+  if is_remote(root):
+    listing = _listing(root)
+    found = {name: listing.get(posixpath.normpath(name)) for name in names}
+    return {name: (info['size'], str(next((info[key] for key in ('etag', 'ETag', 'mtime') if info.get(key)), '')))
+            for name, info in found.items() if info}
+
+  def stamp(name):
+    try:
+      about = os.stat(os.path.join(root, name))
+      return about.st_size, str(about.st_mtime_ns)
+    except OSError:
+      return None
+  names = list(names)
+  with ThreadPoolExecutor(_THREADS) as pool:
+    return {name: about for name, about in zip(names, pool.map(stamp, names)) if about}
+
+
+def files_under(folder) -> list[str]:
+  """Names, relative to a folder, of all files in it and its sub-folders, sorted."""
+  if is_remote(folder):
+    return sorted(_listing(folder))
+  found = []
+  for here, _, files in os.walk(folder):
+    inside = os.path.relpath(here, folder)
+    found += files if inside == '.' else [os.path.join(inside, name) for name in files]
+  return sorted(found)
+
+
+def names_in(folder) -> list[str]:
+  """Names of what is in a folder itself, sorted; OSError where there is none."""
+  if not is_remote(folder):
+    return sorted(os.listdir(folder))
+  try:
+    return sorted(path.name for path in as_path(folder).iterdir())
+  except FileNotFoundError:  # a folder of a store begins with its first file
+    return []
+
+
+def glob(pattern) -> list[str]:
+  """Files that a pattern names, sorted; ** goes through sub-folders."""
+  if not is_remote(pattern):
+    import glob as standard
+    return sorted(standard.glob(os.fspath(pattern), recursive=True))
+  return sorted(f'{scheme_of(pattern)}://{name}' for name in filesystem(pattern).glob(os.fspath(pattern)))
+
+
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
+  """[(file of one store, first byte, end)] -> their bytes, asked for at the same time; an exception for each failure."""
+  files, starts, ends = zip(*ranges)
+  return filesystem(files[0]).cat_ranges(list(files), list(starts), list(ends), on_error='return')
+
+
+def _listing(folder) -> dict[str, dict]:
+  """{name relative to a remote folder: fsspec's facts} of all files in it and its sub-folders."""
+  store = filesystem(folder)
+  start = len(store._strip_protocol(os.fspath(folder)).rstrip('/')) + 1  # pylint: disable=protected-access
+  found = store.find(os.fspath(folder), detail=True)
+  return {name[start:]: info for name, info in found.items() if len(name) > start}
