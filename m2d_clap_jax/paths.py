@@ -1,8 +1,8 @@
 """Users' paths: local ones, and gs:// and other stores through fsspec, all as `etils.epath.Path`.
 
-Stores differ from disks in three ways that matter here. There are no folders. A file appears whole, under its name, when
-its writing ends, so that a temporary name and a renaming, which is a copy there, are of no use. And libraries that want
-a real file do not find one: they get a local copy, or write one that is then uploaded.
+Stores differ from disks in ways that matter here. There are no folders. A file appears whole, under its name, when its
+writing ends, so that a temporary name and a renaming, which is a copy there, are of no use. Libraries that want a real
+file get a local copy, or write one that is then uploaded.
 """
 import contextlib
 import fnmatch
@@ -29,8 +29,12 @@ os.environ.setdefault('EPATH_USE_TF', '0')
 _THREADS = 16  # that wait for network disks
 
 
+class StoreError(UserError):
+  """A store that fails to do what it could: not the file's fault."""
+
+
 def as_path(place) -> epath.Path:
-  """A user's path, ~ being the home folder; UserError for a scheme that is not known, or whose package is not installed."""
+  """A user's path, ~ being the home folder; UserError for a scheme that is unknown or whose package is missing."""
   scheme = scheme_of(place)
   if scheme:
     if scheme not in SCHEMES:
@@ -139,10 +143,29 @@ def local_copy(path) -> Iterator[str]:
     yield name
 
 
+def read_bytes(path) -> bytes:
+  """A whole file, from a store by one request.
+
+  Raises:
+    OSError: of a local file; FileNotFoundError where there is none.
+    StoreError: the store does not give it, for whatever reason but that there is none.
+  """
+  path = as_path(path)
+  if not is_remote(path):
+    return path.read_bytes()
+  try:
+    return filesystem(path).cat_file(os.fspath(path))
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # each client has its own, besides those of HTTP and of the sign-in
+    raise StoreError(f'{path}: the store does not give it ({" ".join(str(error).split())[:200] or type(error).__name__})'
+                     ': check the network and your rights, and give the same command again') from error
+
+
 @contextlib.contextmanager
 def open_text(path) -> Iterator[io.TextIOWrapper]:
   """Opens a file of UTF-8 text, with or without a byte order mark, for reading; line ends stay as they are."""
-  with as_path(path).open('rb') as file, io.TextIOWrapper(file, encoding='utf-8-sig', newline='') as text:
+  with io.BytesIO(read_bytes(path)) as file, io.TextIOWrapper(file, encoding='utf-8-sig', newline='') as text:
     yield text
 
 
@@ -237,7 +260,7 @@ def glob(pattern) -> list[str]:
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
-  """[(file of one store, first byte, end)] -> their bytes, asked for at the same time; an exception for each failure."""
+  """[(file of one store, first byte, end)] -> their bytes, asked for at once; an exception for each failure."""
   files, starts, ends = zip(*ranges)
   return filesystem(files[0]).cat_ranges(list(files), list(starts), list(ends), on_error='return')
 

@@ -15,12 +15,12 @@ import uuid
 
 
 class Bucket:
-  """objects: {name: (bytes, generation)}; requests: a count by method and kind."""
+  """objects: {name: (bytes, generation)}; broken: requests with this in their path are refused, if not empty."""
 
   def __init__(self, name: str):
     self.name, self.objects, self.uploads = name, {}, {}
     self.generations, self.lock = itertools.count(1), threading.Lock()
-    self.delay = 0.0  # seconds before each answer
+    self.broken = ''
 
   def put(self, name: str, data: bytes, match: str | None):
     """Stores an object -> its description, or None where another generation is there than `match`."""
@@ -70,7 +70,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     url = urllib.parse.urlsplit(self.path)
     self.query = dict(urllib.parse.parse_qsl(url.query))
     bucket = self.server.bucket
-    threading.Event().wait(bucket.delay)
+    if bucket.broken and bucket.broken in urllib.parse.unquote(self.path):
+      return self._answer(403, {'error': {'code': 403, 'message': 'Not today'}})
     match = re.fullmatch(r'(/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?', url.path)
     if not match or match[2] != bucket.name:
       return self._answer(404, {'error': {'code': 404, 'message': 'The specified bucket does not exist.'}})

@@ -9,7 +9,7 @@ import soxr
 
 from m2d_clap_jax.audio import integrity
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path, write_bytes
+from m2d_clap_jax.paths import as_path, is_remote, read_bytes, write_bytes
 
 _BLOCK = 1 << 18  # frames decoded at a time, so that an hour of surround sound is never in memory as such
 _MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not meet an artificial end
@@ -50,7 +50,8 @@ def stream(path, sample_rate, max_seconds=None):
   """
   path = as_path(path)
   try:
-    with path.open('rb') as file:
+    # Of a store in one piece: libsndfile takes a failure to read on for the end of the file.
+    with io.BytesIO(read_bytes(path)) if is_remote(path) else path.open('rb') as file:
       size = file.seek(0, io.SEEK_END)
       if not size:
         raise AudioError(f'{path}: the file is empty (0 bytes); replace it or drop its row')

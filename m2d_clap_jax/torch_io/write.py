@@ -34,7 +34,7 @@ def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
 
 
 def save_pth(weights: Weights, folder, epoch: int = 0):
-  """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, as the authors' tools load it -> its path.
+  """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, which the authors' tools load -> its path.
 
   Raises:
     UserError: torch is not installed, or the folder cannot be written.
