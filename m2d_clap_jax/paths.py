@@ -92,7 +92,8 @@ def replacing(path, alone: bool = False) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix='m2d_clap_upload_') as folder:
       name = os.path.join(folder, path.name)
       yield name
-      filesystem(path).put_file(name, os.fspath(path))
+      with _refusals():
+        filesystem(path).put_file(name, os.fspath(path))
     return
   make_folder(path.parent)
   owner = '' if alone else f'.{socket.gethostname()}-{os.getpid()}'
@@ -107,6 +108,17 @@ def replacing(path, alone: bool = False) -> Iterator[str]:
       os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def _refusals():
+  """What keeps a store from taking a file, as an OSError, as with a disk: each client has its own kinds."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise OSError(' '.join(str(error).split())[:200] or type(error).__name__) from error
+
+
 def _to_disk(name, flags: int):
   descriptor = os.open(name, flags)
   try:
@@ -119,7 +131,8 @@ def write_bytes(path, data: bytes, alone: bool = False):
   """Writes a file whole or not at all; `alone` as in `replacing`."""
   path = as_path(path)
   if is_remote(path):
-    filesystem(path).pipe_file(os.fspath(path), data)
+    with _refusals():
+      filesystem(path).pipe_file(os.fspath(path), data)
     return
   with replacing(path, alone) as temporary, open(temporary, 'wb') as file:
     file.write(data)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 
 import fsspec
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -22,6 +24,7 @@ from m2d_clap_jax.eval.run import evaluate
 from m2d_clap_jax.torch_io.write import save_portable
 from m2d_clap_jax.train import finetune, pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.state import TrainState
 from m2d_clap_jax.workdir import make_workdir
 from tests import test_finetune
 from tests.cloud_storage import Server
@@ -232,6 +235,25 @@ def test_a_store_that_fails_ends_a_preparation_and_rejects_nothing(bucket, data,
   monkeypatch.undo()
   meta = prepare.prepare(data / 'audio' / 'manifest.csv', f'{bucket}/audio', f'{bucket}/again', text_encoder=None)
   assert meta['splits']['train']['clips'] == 40
+
+
+def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(bucket, server, monkeypatch):
+  state = TrainState(jnp.array(3), {'w': jnp.ones((4, 4))}, {}, (), jax.random.key_data(jax.random.key(0)))
+  saved = Checkpoints(f'{bucket}/refused')
+  saved.save(state, {})
+  saved.wait()
+  for what in ('/refused/checkpoints/3/state', '/refused/checkpoints/3/state/manifest'):  # by gcsfs, by TensorStore
+    monkeypatch.setattr(server.bucket, 'broken', what)
+    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: the store does not give it'):
+      saved.restore(state)
+  monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/')  # TensorStore's
+  with pytest.raises(UserError, match='gs://bucket/refused/checkpoints: the checkpoint of .* could not be written'):
+    saved.save(state.replace(step=jnp.array(4)), {})
+    saved.wait()
+  monkeypatch.undo()
+  again = Checkpoints(f'{bucket}/refused')
+  assert again.latest() == 3 and int(again.restore(state)[0].step) == 3
+  assert not paths.as_path(f'{bucket}/refused/damaged_checkpoints').exists()
 
 
 def test_mistakes_with_stores_are_told(bucket, monkeypatch):

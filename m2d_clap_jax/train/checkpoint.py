@@ -9,11 +9,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path, make_folder, move, scheme_of
+from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
 from m2d_clap_jax.quiet import quiet
 from m2d_clap_jax.train.state import TrainState
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
+TENSORSTORE_REFUSALS = ('PERMISSION_DENIED', 'UNAUTHENTICATED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED')
 
 
 class Checkpoints:
@@ -29,6 +30,8 @@ class Checkpoints:
 
   def __init__(self, workdir, *, keep: int = 2, keep_every: int | None = None):
     self.folder = _folder(workdir)
+    # TensorStore and gcsfs have kinds of their own for what a store refuses.
+    self._refusals = Exception if is_remote(self.folder) else OSError
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
@@ -41,7 +44,7 @@ class Checkpoints:
     try:
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
-    except OSError as error:
+    except self._refusals as error:
       raise self._failed(step, error) from error
 
   def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict]:
@@ -59,6 +62,9 @@ class Checkpoints:
         return item['state'], item['meta']
       except Exception as error:  # every layer below raises its own kinds for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if is_remote(self.folder) and _is_refusal(error):
+          raise UserError(f'{self.folder / str(step)}: the store does not give it ({reason}): check the network and your '
+                          'rights, and give the same command again') from error
         if self._differs(step, abstract_state):
           raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
                           'configuration that it was made with, or use another --workdir') from error
@@ -94,7 +100,7 @@ class Checkpoints:
     """Blocks until the save in the background is on disk."""
     try:
       self._manager.wait_until_finished()
-    except OSError as error:
+    except self._refusals as error:
       raise self._failed(self.latest(), error) from error
 
   def close(self):
@@ -102,7 +108,8 @@ class Checkpoints:
     self._manager.close()
 
   def _failed(self, step, error) -> UserError:
-    return UserError(f'{self.folder}: the checkpoint of step {step} could not be written ({error}): free disk space '
+    reason = ' '.join(str(error).split())[:300]
+    return UserError(f'{self.folder}: the checkpoint of step {step} could not be written ({reason}): free disk space '
                      'or permissions are needed; the same command then continues from the last complete checkpoint')
 
 
@@ -111,6 +118,12 @@ def _folder(workdir):
     raise UserError(f'{workdir}: checkpoints can be on local disks and in gs:// buckets (of which orbax knows how to '
                     'write arrays): choose such a --workdir')
   return as_path(workdir) / 'checkpoints'
+
+
+def _is_refusal(error: Exception) -> bool:
+  """Whether a store failed, rather than held something damaged."""
+  return (isinstance(error, OSError) and not isinstance(error, FileNotFoundError) or type(error).__name__ == 'HttpError'
+          or any(code in str(error) for code in TENSORSTORE_REFUSALS))
 
 
 def abstract(shapes, shardings):
