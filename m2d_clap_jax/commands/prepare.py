@@ -15,7 +15,8 @@ preparation."""
   p.epilog = """\
 examples:
   m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips
-  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips --task=3/16"""
+  m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips --task=3/16
+  m2d-clap prepare --manifest=gs://b/clips.csv --out=gs://b/data --beam='--runner=DataflowRunner --project=p'"""
   source = p.add_mutually_exclusive_group(required=True)
   source.add_argument('--manifest', help='CSV (file_name, caption and/or label, optional split) or JSON lines')
   source.add_argument('--logmels', metavar='FOLDER', help='folder of [F, T] .npy log-mels, instead of a manifest')
@@ -31,10 +32,11 @@ examples:
   p.add_argument('--sample_rate', type=int, default=16000, help='16000 or 32000 (default: %(default)s)')
   p.add_argument('--max_seconds', type=float, default=30.0, help='longer clips are cut (default: %(default)s)')
   p.add_argument('--embedding_dtype', default='float16', choices=['float16', 'float32'], help='default: %(default)s')
-
-
   p.add_argument('--task', metavar='I/N', type=_task,
                  help='write every N-th shard from the I-th (from 0): for array jobs, all with the same other options')
+  p.add_argument('--beam', metavar='OPTIONS', nargs='?', const='',
+                 help="make the shards in an Apache Beam pipeline, with Beam's options in one string, such as "
+                      "'--runner=DataflowRunner --project=...' (default: this machine)")
 
 
 def _task(text):
@@ -48,7 +50,7 @@ def run(args):
   from m2d_clap_jax.data import prepare
   common = dict(split=args.split, num_shards=args.num_shards, workers=args.workers, sample_rate=args.sample_rate,
                 max_seconds=args.max_seconds, embedding_dtype=args.embedding_dtype, text_encoder=args.text_encoder,
-                task=args.task)
+                task=args.task, beam=args.beam)
   if args.logmels:
     if args.audio_root:
       raise UserError('--audio_root belongs to --manifest; --logmels takes none')

@@ -3,6 +3,7 @@
 Blocks are a function of the set of captions alone. An encoder's last bits depend on what shares a batch with a caption,
 so a shard that is written after a restart, or by another machine, gets the same bytes only if the batches are the same.
 """
+import copy
 import hashlib
 import io
 import os
@@ -34,26 +35,40 @@ class CaptionBank:
 
     Of n tasks at once each begins at another block, so that they share the work.
     """
-    needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
+    needed = self.missing(rows)
     first = 0 if task is None else task[0] * len(needed) // task[1]
-    needed = [i for i in needed[first:] + needed[:first] if not self._exists(i)]
-    for done, i in enumerate(needed, 1):
-      if self._exists(i):  # another task was faster
-        continue
-      texts = self._texts[i * BLOCK:(i + 1) * BLOCK]
-      values = np.asarray(self._encoder(texts), np.float32)
-      if values.shape != (len(texts), self._encoder.width):
-        raise ValueError(f'text encoder gave {values.shape} for {len(texts)} captions of width {self._encoder.width}')
-      with np.errstate(over='ignore'):
-        stored = values.astype(self._dtype)
-      if not np.isfinite(stored).all():
-        bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
-        raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
-                        'use --embedding_dtype=float32 or another text encoder')
-      data = io.BytesIO()
-      np.save(data, stored)
-      paths.write_bytes(self._path(i), data.getvalue())
+    for done, (i, texts) in enumerate(needed[first:] + needed[:first], 1):
+      self.make_block(i, texts, self._encoder)
       progress(min(done * BLOCK, len(self._texts)), min(len(needed) * BLOCK, len(self._texts)))
+
+  def missing(self, rows):
+    """[(number, captions)] of the blocks that the rows need and that are not there yet."""
+    needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
+    return [(i, self._texts[i * BLOCK:(i + 1) * BLOCK]) for i in needed if not self._exists(i)]
+
+  def make_block(self, i, texts, encoder):
+    """Embeds and writes a block, unless another process was faster."""
+    if self._exists(i):
+      return
+    values = np.asarray(encoder(texts), np.float32)
+    if values.shape != (len(texts), encoder.width):
+      raise ValueError(f'text encoder gave {values.shape} for {len(texts)} captions of width {encoder.width}')
+    with np.errstate(over='ignore'):
+      stored = values.astype(self._dtype)
+    if not np.isfinite(stored).all():
+      bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
+      raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
+                      'use --embedding_dtype=float32 or another text encoder')
+    data = io.BytesIO()
+    np.save(data, stored)
+    paths.write_bytes(self._path(i), data.getvalue())
+
+  def part(self, rows):
+    """The bank for these rows alone, without the encoder: small enough to be sent to another machine."""
+    part = copy.copy(self)
+    part._encoder, part._texts, part._blocks = None, None, {}  # pylint: disable=protected-access
+    part._where = {text: self._where[text] for row in rows for text in row.captions}  # pylint: disable=protected-access
+    return part
 
   def __call__(self, row):
     """Row -> [n, E] in the stored dtype, in the order of its captions."""

@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import sys
 
@@ -13,8 +14,22 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where the log-mels of rows come from: a worker's function, the folder of its files, and what else it takes."""
+  target: str
+  root: str
+  logmel: LogMel
+  max_seconds: float
+
+  def tasks(self, rows):
+    """The function's arguments for each row that is not rejected already."""
+    return ((os.path.join(self.root, row.file_name), self.logmel, self.max_seconds) for row in rows if not row.reason)
+
+
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
-            num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None):
+            num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None,
+            beam=None):
   """Manifest and audio files -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
@@ -30,11 +45,12 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     embedding_dtype: 'float16' or 'float32'.
     task: (i, n) writes every n-th shard, from the i-th, beside n - 1 others with the same arguments, on one machine or
       many that share `out`. Whichever ends last completes the folder. The result is that of one run.
+    beam: options of Apache Beam, '' for its defaults, makes the shards in a Beam pipeline. The result is the same.
 
   Raises:
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
   """
-  _check_arguments(num_shards, workers, max_seconds, embedding_dtype)
+  _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
   logmel = LogMel.for_rate(sample_rate)
   rows = _select(manifests.read_manifest(manifest, audio_root), split, manifest)
   _check_root(rows, audio_root)
@@ -52,16 +68,24 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     done = shards.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
+    source = Source(worker.AUDIO, os.fspath(audio_root), logmel, max_seconds)
     if encoder and todo:
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
+    if todo and beam is not None:
+      blocks = bank.missing([row for job in todo for row in job.rows]) if bank else []
+      _pipeline().run(out, todo, source, _parts(bank, todo), beam, blocks, bank and bank.part([]).make_block,
+                      functools.partial(_encoder, text_encoder))
+      return _complete(out, jobs, task)
+    if bank:
       with shards.writing(out):
         bank.embed([row for job in todo for row in job.rows], Progress('captions'), task)
-    return _write(out, jobs, done, worker.AUDIO, audio_root, bank, logmel, max_seconds, workers, task)
+    return _write(out, jobs, done, source, bank, workers, task)
 
 
 def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, sample_rate=16000, split=None,
-                    num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None):
+                    num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None,
+                    beam=None):
   """The authors' folders -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
@@ -73,7 +97,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
     split: the split's name; 'train' by default.
     others: as in `prepare`.
   """
-  _check_arguments(num_shards, workers, max_seconds, embedding_dtype)
+  _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
   logmel = LogMel.for_rate(sample_rate)
   if not caption_embeddings and text_encoder != 'none':
     raise UserError('--logmels needs --caption_embeddings=capemb_*.npy, or --text_encoder=none '
@@ -85,7 +109,12 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
   with _folder(out, task) as out:
     jobs = shards.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
     done = shards.finished(out, jobs)
-    return _write(out, jobs, done, worker.NPY, logmels, bank, logmel, max_seconds, workers, task)
+    source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
+    todo = [job for job in jobs if job.name not in done]
+    if todo and beam is not None:
+      _pipeline().run(out, todo, source, _parts(bank, todo), beam)
+      return _complete(out, jobs, task)
+    return _write(out, jobs, done, source, bank, workers, task)
 
 
 def summary(meta, out):
@@ -107,7 +136,7 @@ def _own(jobs, task):
   return jobs if task is None else jobs[task[0]::task[1]]
 
 
-def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers, task):
+def _write(out, jobs, done, source, bank, workers, task):
   """Writes the task's shards that are not done, then, if no other is missing, the metadata."""
   todo = [job for job in _own(jobs, task) if job.name not in done]
   if todo:
@@ -115,12 +144,16 @@ def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers, ta
       print(f'{out}: {len(done)} of {len(jobs)} shards are there already', file=sys.stderr)
     files = [row for job in todo for row in job.rows]
     progress = Progress('files', len(files))
-    tasks = ((os.path.join(os.fspath(root), row.file_name), logmel, max_seconds) for row in files if not row.reason)
     count = workers or len(os.sched_getaffinity(0))
-    with Pool(target, min(count, len(files))) as pool, contextlib.closing(progress):
-      results = pool.map(tasks)
+    with Pool(source.target, min(count, len(files))) as pool, contextlib.closing(progress):
+      results = pool.map(source.tasks(files))
       for job in todo:
         shards.write_shard(out, job, results, bank, progress.step)
+  return _complete(out, jobs, task)
+
+
+def _complete(out, jobs, task):
+  """The metadata, unless shards of other tasks are missing."""
   missing = len(jobs) - len(shards.finished(out, jobs))
   if missing and task:
     print(f'{out}: {missing} of {len(jobs)} shards belong to tasks that are not done; the last one completes the folder',
@@ -129,6 +162,19 @@ def _write(out, jobs, done, target, root, bank, logmel, max_seconds, workers, ta
   meta = shards.write_metadata(out)
   embeddings.remove_blocks(out)
   return meta
+
+
+def _pipeline():
+  """The module of Beam, which is an extra."""
+  try:
+    from m2d_clap_jax.data import beam_pipeline
+  except ImportError as error:
+    raise UserError(f"--beam needs Apache Beam ({error}): pip install 'm2d-clap-jax[beam]'") from error
+  return beam_pipeline
+
+
+def _parts(bank, jobs):
+  return [bank and bank.part([row for row in job.rows if not row.reason]) for job in jobs]
 
 
 def _settings(logmel, max_seconds, encoder, embedding_dtype):
@@ -166,7 +212,9 @@ def _check_root(rows, root):
                     'check --audio_root')
 
 
-def _check_arguments(num_shards, workers, max_seconds, embedding_dtype):
+def _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam):
+  if beam is not None and (workers or task):
+    raise UserError('--beam divides the work itself: leave out --workers and --task')
   for name, value in (('num_shards', num_shards), ('workers', workers)):
     if value is not None and not 1 <= value <= 99999:
       raise UserError(f'--{name}={value}: must be from 1 to 99999')
