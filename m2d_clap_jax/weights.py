@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +98,7 @@ class Weights:
 
 
 def read(path, **overrides) -> Weights:
-  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file; local or remote.
+  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file, local or remote, or a model of the Hub.
 
   Args:
     overrides: what a public file does not tell, or tells wrongly: `sample_rate`, `text_encoder` (name or folder) and
@@ -106,12 +107,18 @@ def read(path, **overrides) -> Weights:
   Raises:
     UserError: nothing usable there, or tensors that are not those of one model.
   """
+  from m2d_clap_jax import hub
   place = as_path(path)
   if (place / CONFIG).is_file():
     return _read_portable(place, overrides)
   if (place / 'checkpoints').is_dir():
     from m2d_clap_jax.train.export import read_run
     return _overridden(read_run(place), overrides)
+  if not place.exists() and hub.is_name(path):
+    try:
+      return _read_portable(as_path(hub.download(os.fspath(path))), overrides)
+    except UserError as error:
+      raise UserError(f'{place}: no such file or folder; on the Hugging Face Hub: {error}') from error
   if place.is_dir():
     files = sorted([*place.glob('*.pth'), *place.glob('*.safetensors')])
     if len(files) != 1:
