@@ -133,7 +133,7 @@ def test_notes_have_the_family_of_their_instrument_as_class(tmp_path):
     return {'id': f'note {i}', 'audio': np.full(64000, (i + 1) / 64, np.float32), 'pitch': 60, 'velocity': 100,
             'instrument': {'label': features['instrument']['label'].names[0], 'family': families[i % 2],
                            'source': 'acoustic'},
-            'qualities': {name: False for name in features['qualities']}}
+            'qualities': dict.fromkeys(features['qualities'], False)}
   notes = {split: [note(i) for i in range(4)] for split in ('train', 'valid', 'test')}
   catalogue.fetch('nsynth', tmp_path / 'out', data_dir=store(tmp_path, 'nsynth', notes))
   task = open_task('nsynth', str(tmp_path / 'out'))

@@ -48,7 +48,7 @@ def test_an_interrupted_command_says_so_and_a_closed_pipe_is_no_error(tmp_path, 
   assert capsys.readouterr().err == 'm2d-clap: interrupted\n'
   reader, writer = os.pipe()
   os.close(reader)
-  done = subprocess.run([sys.executable, '-c', f'''
+  done = subprocess.run([sys.executable, '-c', '''
 import argparse, sys
 from m2d_clap_jax import cli
 cli.parse = lambda argv: argparse.Namespace(command='info', run=lambda args: print('x' * 100))

@@ -12,8 +12,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import faults, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import (ENVIRONMENT, ROOT, command, data, flags, losses, one_device,  # noqa: F401
-                                 tiny_config, wait_for)
+from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
 
 def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811

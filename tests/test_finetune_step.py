@@ -14,8 +14,15 @@ from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import finetune, sharding
 from m2d_clap_jax.train.export import classifier_weights
-from m2d_clap_jax.train.finetune_step import (Augmentation, Inputs, classification_loss, create_state, finetune_step,
-                                              freezing, score)
+from m2d_clap_jax.train.finetune_step import (
+  Augmentation,
+  Inputs,
+  classification_loss,
+  create_state,
+  finetune_step,
+  freezing,
+  score,
+)
 from m2d_clap_jax.train.optim import FINE_TUNING
 
 RATE = 16000

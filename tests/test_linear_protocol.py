@@ -27,8 +27,8 @@ def plain(features, targets, problem, *, seed, learning_rate, batch_size, max_ep
   x = (features - mean) / deviation
   key = jax.random.key(seed)
   params = {k: np.asarray(v, np.float64) for k, v in protocol.initial(key, x.shape[1], targets.shape[1]).items()}
-  m = {k: 0 for k in params}
-  v = {k: 0 for k in params}
+  m = dict.fromkeys(params, 0)
+  v = dict.fromkeys(params, 0)
   t, best, best_params = 0, (-1, 0), None
   for epoch in range(1, max_epochs + 1):
     noise = np.asarray(jax.random.uniform(jax.random.fold_in(key, epoch), (len(problem.train),)))

@@ -21,9 +21,9 @@ BATCH = 16
 TX = make_optimizer(warmup_cosine(1e-2, 0, 100))
 
 
-def compiled(devices=1, fsdp=1, batch_size=BATCH, model_options={}, **loss_options):
+def compiled(devices=1, fsdp=1, batch_size=BATCH, model_options=None, **loss_options):
   """(state, shardings, compiled update, batch) of a small model on the first forced host devices."""
-  model = M2DCLAP(**FIELDS, **model_options)
+  model = M2DCLAP(**FIELDS, **(model_options or {}))
   mesh = sharding.make_mesh(jax.devices()[:devices], fsdp)
   create = functools.partial(create_state, 0, model=model, tx=TX)
   shardings = sharding.of_state(jax.eval_shape(create), mesh)

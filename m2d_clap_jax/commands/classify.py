@@ -85,6 +85,7 @@ def read_labels(text: str) -> list[str]:
 def _by_labels(args, model, labels):
   """Zero-shot -> (kind of the scores, labels, clips -> scores [n, C])."""
   import numpy as np
+
   from m2d_clap_jax.api import TEMPLATE
   captions = model.encode_labels(labels, args.template or TEMPLATE)  # C E, of length 1
 

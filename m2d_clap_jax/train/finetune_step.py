@@ -127,6 +127,6 @@ def score(params, stats, tables, waves, *, model: Classifier, inputs: Inputs) ->
 def freezing(tx: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
   """`tx`, but what is below `part` of 'network' never changes, neither by gradient nor by weight decay."""
   def frozen(params):
-    return {name: {key: jax.tree.map(lambda _: name == 'network' and key == part, leaves)
+    return {name: {key: jax.tree.map(lambda _, own=(name, key): own == ('network', part), leaves)
                    for key, leaves in tree.items()} for name, tree in params.items()}
   return optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))

@@ -22,9 +22,16 @@ from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.export import classifier_weights
-from m2d_clap_jax.train.finetune_step import (Augmentation, FinetuneState, Inputs, create_state, finetune_step,
-                                              freezing, score)
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
+from m2d_clap_jax.train.finetune_step import (
+  Augmentation,
+  FinetuneState,
+  Inputs,
+  create_state,
+  finetune_step,
+  freezing,
+  score,
+)
 from m2d_clap_jax.train.init import merge
 from m2d_clap_jax.train.runlog import Progress, RunLog
 from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
