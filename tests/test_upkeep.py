@@ -1,4 +1,5 @@
 """The code and the texts about it are in order."""
+import os
 import pathlib
 import re
 import subprocess
@@ -24,6 +25,13 @@ def test_links_and_names_of_files_lead_somewhere(text):
     assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module
   for name in re.findall(r'`((?:tests|configs|launch|docs|benchmarks|m2d_clap_jax)/[\w./]+\.\w+)`', content):
     assert (ROOT / name).exists(), name
+
+
+def test_the_documentation_is_built_without_a_broken_link(tmp_path):
+  result = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-d', tmp_path / 'site'], cwd=ROOT,
+                          env=os.environ | {'NO_MKDOCS_2_WARNING': '1'}, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert 'encode_audio' in (tmp_path / 'site' / 'api' / 'index.html').read_text()
 
 
 def test_the_citation_is_of_this_version():
