@@ -163,6 +163,10 @@ class Pipeline:
                       f'{self.network.text_width}: give load(..., text_encoder=NAME) the one it was trained with')
     return encoder
 
+  def chunks(self, waves, sample_rate: int | None = None) -> Iterator[Chunk]:
+    """The pieces of raw log-mel that the network is given, clip by clip."""
+    return self._chunks(as_clips(waves, sample_rate or self.sample_rate))
+
   def _need_clap(self):
     if self.network.text_width is None:
       raise UserError(f'{self.weights.source}: has no CLAP head, so it knows nothing of text; use embed(...)')

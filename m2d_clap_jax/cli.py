@@ -14,6 +14,7 @@ COMMANDS = {
     'classify': 'audio files -> how well labels of your choice fit them',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
+    'plot': 'curves of runs, and what a model attends to in a sound',
     'push': 'a portable folder -> the Hugging Face Hub',
     'pull': 'a model from the Hugging Face Hub',
     'fetch': 'a data set of TensorFlow Datasets -> an evaluation task',

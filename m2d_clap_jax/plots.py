@@ -184,6 +184,59 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   _save(fig, path)
 
 
+def compared_curves(histories: dict[str, dict], path) -> None:
+  """Training curves of several runs: a panel for each quantity of `loss_curves` that any run has, a line for each run.
+
+  Args:
+    histories: run -> history as in `loss_curves`.
+
+  Raises:
+    ValueError: no name fits any panel.
+  """
+  names = [name for panel in _PANELS for name in sorted({name for history in histories.values() for name in history})
+           if re.search(panel[1], name) and not any(re.search(other[1], name) for other in _PANELS[:_PANELS.index(panel)])]
+  if not names:
+    raise ValueError('nothing to draw in any of the runs')
+  columns = min(3, len(names))
+  fig = _figure(4.6 * columns, 3 * -(-len(names) // columns) + 0.3)
+  for i, name in enumerate(names):
+    ax = _axes(fig, -(-len(names) // columns), columns, i + 1, name.replace('_', ' '))
+    for colour, (run, history) in zip(_cycle(len(histories)), histories.items()):
+      if name in history and len(history[name][0]):
+        _curve(ax, *history[name], colour, run)
+    ax.set_xlabel('step')
+    ax.grid(True, color='0.9', linewidth=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+  lines = {line.get_label(): line for ax in fig.axes for line in ax.get_lines() if not line.get_label().startswith('_')}
+  fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=4, frameon=False, fontsize=9)
+  _save(fig, path)
+
+
+def attention_maps(logmel, maps: dict, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
+  """A clip and what is attended to in it.
+
+  Args:
+    logmel: [F, T].
+    maps: title -> [rows, columns], shares of a grid of patches, lowest frequencies first.
+  """
+  logmel = np.asarray(logmel, np.float64)
+  seconds, bins = logmel.shape[1] * frame_seconds, logmel.shape[0]
+  fig = _figure(8, 1.5 * (1 + len(maps)) + 0.6)
+  low, high = np.percentile(logmel, (1, 99.8))
+  panels = [('log-mel spectrogram', logmel, dict(cmap='magma', vmin=low, vmax=high))]
+  top = max(np.max(values) for values in maps.values())
+  panels += [(name, np.asarray(values), dict(cmap=SEQUENTIAL, vmin=0, vmax=top)) for name, values in maps.items()]
+  for i, (name, values, style) in enumerate(panels):
+    ax = _axes(fig, len(panels), 1, i + 1, name)
+    image = ax.imshow(values, origin='lower', aspect='auto', interpolation='nearest', extent=(0, seconds, 0, bins), **style)
+    ax.set_ylabel('mel bin')
+    ax.spines[:].set_visible(False)
+  ax.set_xlabel('seconds')
+  fig.colorbar(image, ax=fig.axes[1:len(panels)], label="share of [CLS]'s attention", aspect=30, pad=0.01)
+  fig.suptitle(title, fontsize=10)
+  _save(fig, path)
+
+
 def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:
   """How quantities grow: a panel for each thing that is changed, {panel: {quantity: {x: value}}}, logarithmic axes.
 

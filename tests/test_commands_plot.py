@@ -1,0 +1,60 @@
+"""`m2d-clap plot` draws runs and attention, and attention is what the network computes."""
+import json
+
+import jax.numpy as jnp
+import numpy as np
+
+from m2d_clap_jax import api, attention
+from tests.command_helpers import run, save_model, save_recordings
+from tests.test_plots import read
+
+
+def write_run(folder, scale):
+  folder.mkdir()
+  rows = [{'step': step, 'loss': scale / step, 'grad_norm': scale, 'samples_per_second': 1.0} for step in range(1, 30)]
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+def test_curves_of_one_run_and_of_several(tmp_path, capsys):
+  runs = [write_run(tmp_path / name, scale) for name, scale in (('a', 1.0), ('b', 2.0))]
+  assert run('plot', runs[0], '-o', tmp_path / 'one') == 0 and run('plot', *runs, '-o', tmp_path / 'two') == 0
+  one, two = (read(tmp_path / name / 'curves.png')[..., :3] for name in ('one', 'two'))
+  orange = [np.sum(np.abs(image - np.array([0xD5, 0x5E, 0]) / 255).max(axis=2) < 0.02) for image in (one, two)]
+  assert orange[0] == 0 < orange[1], 'the second run is there, in the second colour'
+  assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / 'one' / 'curves.png')
+  assert run('plot', tmp_path, '-o', tmp_path / 'none') == 2
+  assert 'holds no metrics.jsonl' in capsys.readouterr().err
+
+
+def test_attention_of_real_files_is_drawn_and_bad_ones_are_told(tmp_path, capsys):
+  model, files = save_model(tmp_path / 'model'), save_recordings(tmp_path / 'audio')
+  bad = tmp_path / 'audio' / 'more' / 'text.wav'
+  assert run('plot', model, '--audio', *files[:2], bad, '-o', tmp_path / 'figures') == 0
+  for name in ('a', 'b'):
+    read(tmp_path / 'figures' / f'{name}_attention.png')
+  assert 'text.wav' in capsys.readouterr().err
+  assert run('plot', model, '--audio', bad, '-o', tmp_path / 'figures') == 2
+
+
+def test_attention_is_that_of_the_network(tmp_path):
+  pipeline = api.load(save_model(tmp_path / 'model'))
+  wave = np.random.default_rng(0).standard_normal(24000).astype(np.float32) * 0.1
+  logmel, shares = attention.cls_attention(pipeline, wave, 16000)
+  depth, heads, rows, columns = shares.shape
+  assert (depth, heads, rows) == (pipeline.network.depth, pipeline.network.heads, pipeline.network.grid[0])
+  assert columns == logmel.shape[1] // pipeline.network.patch_size[1]
+  assert (shares > 0).all() and (shares.sum(axis=(2, 3)) < 1).all()
+  # The first block by hand: norm, qkv, softmax.
+  params = pipeline.variables['params']
+  tokens = pipeline.network.apply(pipeline.variables, logmel[None], method='embed')[0][0]
+  block = params['encoder']['blocks_0']
+  x = (tokens - tokens.mean(1, keepdims=True)) / jnp.sqrt(tokens.var(1, keepdims=True) + 1e-6)
+  x = x * block['norm1']['scale'] + block['norm1']['bias']
+  width = tokens.shape[1]
+  qkv = x @ block['attn']['qkv']['kernel'] + block['attn']['qkv']['bias']
+  for head in range(heads):
+    part = slice(head * width // heads, (head + 1) * width // heads)
+    scores = qkv[:, width:2 * width][:, part] @ qkv[0, :width][part] * (width // heads) ** -0.5
+    weights = np.exp(scores - scores.max())
+    np.testing.assert_allclose(shares[0, head].ravel(), (weights / weights.sum())[1:], rtol=1e-3, atol=1e-6)
