@@ -1,15 +1,18 @@
 """Preparation as a Beam pipeline writes the files of the plain command, byte for byte."""
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from m2d_clap_jax.data import prepare
+from m2d_clap_jax.data import embeddings, prepare, shards
+from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run
 from tests.prepare_helpers import FakeEncoder, contents, corpus
 
 pytest.importorskip('apache_beam')
+from m2d_clap_jax.data import beam_pipeline  # pylint: disable=wrong-import-position
 
 
 def visible(folder):
@@ -27,12 +30,13 @@ def test_beam_array_tasks_and_the_plain_run_write_the_same_files(tmp_path):
   done = 'train-00001-of-00005.tfrecord'  # of a run before
   for name in (done, f'{done}.json'):
     (tmp_path / 'beam' / name).write_bytes((tmp_path / 'plain' / name).read_bytes())
+  (tmp_path / 'beam' / '.train-00000-of-00005.tfrecord.other-1.tmp').write_bytes(b'a worker was killed')
   meta = prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'beam', beam='', **options)
   assert meta == plain and plain['splits']['train']['rejected'] == 1
   files = visible(tmp_path / 'plain')
   assert sum(name.endswith('.tfrecord') for name in files) == 5 and 'rejected.csv' in files
   assert files == visible(tmp_path / 'tasks') == visible(tmp_path / 'beam')
-  assert not list((tmp_path / 'beam').glob('.captions-*'))
+  assert {path.name for path in (tmp_path / 'beam').glob('.*')} == {'.lock'}
 
 
 def test_the_authors_folders_too(tmp_path):
@@ -44,6 +48,43 @@ def test_the_authors_folders_too(tmp_path):
   for name, options in (('plain', {'workers': 1}), ('beam', {'beam': ''})):
     prepare.prepare_logmels(tmp_path / 'logmels', [str(tmp_path / 'capemb.npy')], tmp_path / name, num_shards=2, **options)
   assert visible(tmp_path / 'plain') == visible(tmp_path / 'beam')
+
+
+def test_the_pipeline_holds_neither_captions_nor_embeddings(tmp_path, monkeypatch):
+  graphs = []
+  finish = beam_pipeline.beam.Pipeline.run
+  monkeypatch.setattr(beam_pipeline.beam.Pipeline, 'run', lambda pipeline, *args, **kwargs: (
+      graphs.append(pipeline.to_runner_api().SerializeToString()), finish(pipeline, *args, **kwargs))[1])
+  manifest = corpus(tmp_path / 'audio', 4)
+  manifest.write_text(manifest.read_text().replace('sound number', 'sound ' * 20_000))  # 480 kB
+  prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'out', num_shards=2, text_encoder=FakeEncoder(), beam='')
+  assert len(graphs) == 2 and max(map(len, graphs)) < 100_000
+
+
+def test_shards_share_the_blocks_of_caption_embeddings(tmp_path, monkeypatch):
+  monkeypatch.setattr(embeddings, 'BLOCK', 2)
+  opened = []
+  copy = embeddings.paths.local_copy
+  monkeypatch.setattr(embeddings.paths, 'local_copy', lambda path: (opened.append(path), copy(path))[1])
+  manifest = corpus(tmp_path / 'audio', 6)  # 11 captions
+  prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'out', num_shards=6, text_encoder=FakeEncoder(), beam='')
+  assert len(opened) == len(set(opened)) == 6
+
+
+def test_two_workers_at_one_shard_do_not_harm_each_other(tmp_path):
+  (job,) = shards.plan([Row('a.wav', captions=['a'])], {}, 1)
+  answer = True, {'logmel': np.ones((80, 5), np.float16), 'truncated': False, 'seconds': 0.05, 'sum': 400., 'sumsq': 400.}
+
+  def slow():  # the other begins, and ends, while this one has its file open
+    with mock.patch('os.getpid', lambda: 1):
+      shards.write_shard(str(tmp_path), job, iter([answer]), None, lambda: None, alone=False)
+    done.append((tmp_path / f'{job.name}.tfrecord').read_bytes())
+    yield answer
+
+  done = []
+  shards.write_shard(str(tmp_path), job, slow(), None, lambda: done.append((tmp_path / f'{job.name}.tfrecord').read_bytes()),
+                     alone=False)
+  assert len(done) == 2 and done[0] == done[1] == (tmp_path / f'{job.name}.tfrecord').read_bytes()
 
 
 class Broken(FakeEncoder):
@@ -63,5 +104,7 @@ def test_the_command_passes_options_to_beam_and_tells_wrong_ones(tmp_path, capsy
   command = ['prepare', f'--manifest={corpus(tmp_path / "audio", 2)}', '--text_encoder=none', f'--out={tmp_path / "out"}']
   assert run(*command, '--beam=--runner=NoSuchRunner') == 2
   assert 'NoSuchRunner' in capsys.readouterr().err
+  assert run(*command, '--beam=--runnner=DataflowRunner') == 2
+  assert '--runnner' in capsys.readouterr().err
   assert run(*command, '--beam=--direct_num_workers=1') == 0
   assert json.loads((tmp_path / 'out' / 'prepare.json').read_text())['splits']['train']['clips'] == 2

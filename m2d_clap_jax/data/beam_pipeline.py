@@ -1,26 +1,35 @@
 """Preparation as an Apache Beam pipeline: the shards of `data.prepare`, byte for byte, made by many machines.
 
-All workers must see the audio, the manifest's text encoder and the output folder: a bucket, or a shared disk.
+All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. What they are to do
+lies in files there (`.beam/`), and the pipeline has the names alone: two million captions are hundreds of MB, and Dataflow
+takes a graph of 10 MB.
 """
+import os
+import pickle
 import re
 import shlex
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.data import shards
+from m2d_clap_jax.data.embeddings import CaptionBank
 from m2d_clap_jax.data.pool import Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 
 POLL = 5.0  # seconds between two looks at what is done
+# Beam's own choice, DirectRunner, first tries to download another runner, which is a program of its own.
+THIS_MACHINE = 'apache_beam.runners.portability.fn_api_runner.FnApiRunner'
+_LEFT = re.compile(r'\.\w+-\d{5}-of-\d{5}\.tfrecord.*\.tmp')  # of a worker that was killed
 
 
 class _Embed(beam.DoFn):
-  """(block number, captions) -> nothing; the block is written. `encoder` is a function that gives the text encoder."""
+  """File of (block number, captions) -> nothing; the block is written. `encoder` is a function that gives the text encoder."""
 
   def __init__(self, make_block: Callable, encoder: Callable):
     self._make_block, self._encoder = make_block, encoder
@@ -28,27 +37,31 @@ class _Embed(beam.DoFn):
   def setup(self):
     self._loaded = self._encoder()  # once a worker: it takes seconds
 
-  def process(self, element):
-    self._make_block(*element, self._loaded)
+  def process(self, name):
+    self._make_block(*_read(name), self._loaded)
     beam.metrics.Metrics.counter('m2d_clap', 'caption blocks').inc()
 
 
 class _Write(beam.DoFn):
-  """(Shard, its part of the caption embeddings) -> nothing; the shard and its sidecar are written."""
+  """File of (Shard, its part of the caption embeddings) -> nothing; the shard and its sidecar are written."""
 
   def __init__(self, out: str, source):
     self._out, self._source = out, source
 
   def setup(self):
+    self._blocks = {}  # of caption embeddings: a shard needs a few rows of nearly all
     self._pool = Pool(self._source.target, 1)  # a process of its own: a decoder may crash over a file
 
   def teardown(self):
     self._pool.__exit__()
 
-  def process(self, element):
-    job, embeddings = element
+  def process(self, name):
+    job, embeddings = _read(name)
+    if isinstance(embeddings, CaptionBank):
+      embeddings.share(self._blocks)
     shards.write_shard(self._out, job, self._pool.map(self._source.tasks(job.rows)), embeddings,
-                       beam.metrics.Metrics.counter('m2d_clap', 'files').inc)
+                       beam.metrics.Metrics.counter('m2d_clap', 'files').inc,
+                       alone=False)  # a runner may try a shard again while a worker that it gave up is still at it
 
 
 def run(out: str, jobs: list, source, parts: Iterable, options: str, blocks: Iterable = (),
@@ -67,26 +80,58 @@ def run(out: str, jobs: list, source, parts: Iterable, options: str, blocks: Ite
     UserError: options that Beam does not know, or whatever ended the pipeline.
   """
   told = _options(options)
+  work = os.path.join(out, '.beam')
   try:
     with _watched(out, len(jobs)):
       blocks = list(blocks)
       if blocks:  # a pipeline of its own: no shard may begin before all are there
-        with beam.Pipeline(options=told) as pipeline:
-          _ = (pipeline | beam.Create(blocks) | beam.Reshuffle() | beam.ParDo(_Embed(make_block, encoder)))
-      with beam.Pipeline(options=told) as pipeline:
-        _ = (pipeline | beam.Create(list(zip(jobs, parts))) | beam.Reshuffle() | beam.ParDo(_Write(out, source)))
+        _over(told, _kept(work, 'block', blocks), _Embed(make_block, encoder))
+      _over(told, _kept(work, 'shard', zip(jobs, parts)), _Write(out, source))
+    _clean(out, work)
   except Exception as error:  # runners raise their own kinds, with the worker's traceback for a message
     raise _as_user_error(error) from error
+
+
+def _over(options: PipelineOptions, names: list[str], function: beam.DoFn):
+  with beam.Pipeline(options=options) as pipeline:
+    _ = pipeline | beam.Create(names) | beam.Reshuffle() | beam.ParDo(function)
+
+
+def _kept(folder: str, kind: str, elements: Iterable) -> list[str]:
+  """Writes each element to a file of its own; returns the files' names."""
+  def keep(numbered):
+    name = os.path.join(folder, f'{kind}-{numbered[0]:05d}.pickle')
+    paths.write_bytes(name, pickle.dumps(numbered[1], protocol=5), alone=True)
+    return name
+  with ThreadPoolExecutor(16) as pool:  # a store takes its time over each
+    return list(pool.map(keep, enumerate(elements)))
+
+
+def _read(name: str):
+  return pickle.loads(paths.as_path(name).read_bytes())
+
+
+def _clean(out: str, work: str):
+  """After success only: the workers of a pipeline whose start was broken off here may be reading still."""
+  paths.remove_folder(work)
+  for name in paths.names_in(out):
+    if _LEFT.fullmatch(name):
+      paths.as_path(os.path.join(out, name)).unlink(missing_ok=True)
 
 
 def _options(text: str) -> PipelineOptions:
   try:
     words = shlex.split(text)
     known = PipelineOptions(words)
-    known.get_all_options()
+    unknown = known.get_all_options(retain_unknown_options=True).keys() - known.get_all_options().keys()
   except (ValueError, SystemExit) as error:  # argparse's way of refusing
     raise UserError(f'--beam={text}: not options of Beam ({error}), such as --beam="--runner=DataflowRunner '
                     '--project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp"') from error
+  standard = known.view_as(StandardOptions)
+  if standard.runner is None:
+    if unknown:  # other runners may have options that Beam learns of later; this one does the work here, unasked
+      raise UserError(f'--beam={text}: Beam has no option --{min(unknown)}: check its spelling')
+    standard.runner = THIS_MACHINE
   return known
 
 

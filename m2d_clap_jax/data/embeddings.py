@@ -70,6 +70,10 @@ class CaptionBank:
     part._where = {text: self._where[text] for row in rows for text in row.captions}  # pylint: disable=protected-access
     return part
 
+  def share(self, blocks):
+    """Uses and fills `blocks`, a dict that other parts of the same bank use too, so that each is fetched once."""
+    self._blocks = blocks
+
   def __call__(self, row):
     """Row -> [n, E] in the stored dtype, in the order of its captions."""
     places = [divmod(self._where[text], BLOCK) for text in row.captions]

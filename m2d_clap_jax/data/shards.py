@@ -56,7 +56,7 @@ def _fingerprint(rows):
   return digest.hexdigest()[:16]
 
 
-def write_shard(out, shard, results, embeddings, on_file):
+def write_shard(out, shard, results, embeddings, on_file, alone=True):
   """Writes one shard and its sidecar; returns the sidecar's dict.
 
   Args:
@@ -65,6 +65,7 @@ def write_shard(out, shard, results, embeddings, on_file):
     results: iterator of (ok, worker's result or reason; ok None: see `worker.serve`), one for each row without a reason, in order.
     embeddings: function of a Row -> [n, E] in the stored dtype, or None for none.
     on_file: called after each file.
+    alone: False if another process may be writing the same shard; whoever ends last puts the same bytes there.
   """
   import tensorflow as tf
   counts = collections.Counter(dict.fromkeys(
@@ -72,7 +73,7 @@ def write_shard(out, shard, results, embeddings, on_file):
   sums = {'seconds': 0.0, 'elements': 0, 'sum': 0.0, 'sumsq': 0.0}
   offsets, rejected, position = [], [], 0
   final = os.path.join(out, f'{shard.name}.tfrecord')
-  with writing(final), paths.replacing(final, alone=True) as temporary:
+  with writing(final), paths.replacing(final, alone) as temporary:
     with tf.io.TFRecordWriter(temporary) as writer:
       for row in shard.rows:
         ok, result = (False, row.reason) if row.reason else next(results)
@@ -97,7 +98,7 @@ def write_shard(out, shard, results, embeddings, on_file):
     if os.path.getsize(temporary) != position:
       raise OSError(f'{os.path.getsize(temporary)} of {position} bytes were written')
   sidecar = dict(settings=shard.settings, bytes=position, offsets=offsets, rejected_files=rejected, **counts, **sums)
-  write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(sidecar))
+  write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(sidecar), alone)
   return sidecar
 
 
@@ -161,10 +162,10 @@ def writing(path):
                     'make room or choose another --out; finished shards are kept, the same command continues') from e
 
 
-def write_text(path, text):
-  """Writes a small file at once or not at all."""
+def write_text(path, text, alone=True):
+  """Writes a small file at once or not at all; `alone` as in `paths.replacing`."""
   with writing(path):
-    paths.write_text(path, text, alone=True)
+    paths.write_text(path, text, alone)
 
 
 def read_json(path):
