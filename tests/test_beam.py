@@ -9,7 +9,7 @@ from m2d_clap_jax.data import embeddings, prepare, shards
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run
-from tests.prepare_helpers import FakeEncoder, contents, corpus
+from tests.prepare_helpers import FakeEncoder, contents, corpus, write_manifest
 
 pytest.importorskip('apache_beam')
 from m2d_clap_jax.data import beam_pipeline  # pylint: disable=wrong-import-position
@@ -55,8 +55,10 @@ def test_the_pipeline_holds_neither_captions_nor_embeddings(tmp_path, monkeypatc
   finish = beam_pipeline.beam.Pipeline.run
   monkeypatch.setattr(beam_pipeline.beam.Pipeline, 'run', lambda pipeline, *args, **kwargs: (
       graphs.append(pipeline.to_runner_api().SerializeToString()), finish(pipeline, *args, **kwargs))[1])
-  manifest = corpus(tmp_path / 'audio', 4)
-  manifest.write_text(manifest.read_text().replace('sound number', 'sound ' * 20_000))  # 480 kB
+  corpus(tmp_path / 'audio', 4)
+  draw = np.random.default_rng(0)  # 100 kB of each caption are left when Beam has compressed it
+  manifest = write_manifest(tmp_path / 'm.csv', [(f'{i}.wav', draw.bytes(100_000).hex()) for i in range(4)],
+                            ('file_name', 'caption'))
   prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'out', num_shards=2, text_encoder=FakeEncoder(), beam='')
   assert len(graphs) == 2 and max(map(len, graphs)) < 100_000
 
