@@ -1,10 +1,12 @@
 """Preparation as a Beam pipeline writes the files of the plain command, byte for byte."""
 import json
+import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 
+import m2d_clap_jax.data
 from m2d_clap_jax.data import embeddings, prepare, shards
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
@@ -46,7 +48,8 @@ def test_the_authors_folders_too(tmp_path):
     np.save(tmp_path / 'logmels' / f'Y{i}.npy', draw.standard_normal((80, 20)).astype(np.float32))
   np.save(tmp_path / 'capemb.npy', {str(i): draw.standard_normal((2, 8)).astype(np.float32) for i in range(4)})
   for name, options in (('plain', {'workers': 1}), ('beam', {'beam': ''})):
-    prepare.prepare_logmels(tmp_path / 'logmels', [str(tmp_path / 'capemb.npy')], tmp_path / name, num_shards=2, **options)
+    prepare.prepare_logmels(tmp_path / 'logmels', [str(tmp_path / 'capemb.npy')], tmp_path / name, num_shards=2,
+                            **options)
   assert visible(tmp_path / 'plain') == visible(tmp_path / 'beam')
 
 
@@ -75,18 +78,19 @@ def test_shards_share_the_blocks_of_caption_embeddings(tmp_path, monkeypatch):
 
 def test_two_workers_at_one_shard_do_not_harm_each_other(tmp_path):
   (job,) = shards.plan([Row('a.wav', captions=['a'])], {}, 1)
-  answer = True, {'logmel': np.ones((80, 5), np.float16), 'truncated': False, 'seconds': 0.05, 'sum': 400., 'sumsq': 400.}
+  numbers = {'seconds': 0.05, 'sum': 400.0, 'sumsq': 400.0}
+  answer = True, {'logmel': np.ones((80, 5), np.float16), 'truncated': False, **numbers}
+  written = tmp_path / f'{job.name}.tfrecord'
 
   def slow():  # the other begins, and ends, while this one has its file open
     with mock.patch('os.getpid', lambda: 1):
       shards.write_shard(str(tmp_path), job, iter([answer]), None, lambda: None, alone=False)
-    done.append((tmp_path / f'{job.name}.tfrecord').read_bytes())
+    done.append(written.read_bytes())
     yield answer
 
   done = []
-  shards.write_shard(str(tmp_path), job, slow(), None, lambda: done.append((tmp_path / f'{job.name}.tfrecord').read_bytes()),
-                     alone=False)
-  assert len(done) == 2 and done[0] == done[1] == (tmp_path / f'{job.name}.tfrecord').read_bytes()
+  shards.write_shard(str(tmp_path), job, slow(), None, lambda: done.append(written.read_bytes()), alone=False)
+  assert len(done) == 2 and done[0] == done[1] == written.read_bytes()
 
 
 class Broken(FakeEncoder):
@@ -102,8 +106,19 @@ def test_what_ends_a_pipeline_is_told_in_one_line(tmp_path):
     prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'out', text_encoder=None, beam='', workers=2)
 
 
+def test_without_beam_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+  monkeypatch.delattr(m2d_clap_jax.data, 'beam_pipeline')
+  monkeypatch.delitem(sys.modules, 'm2d_clap_jax.data.beam_pipeline')
+  monkeypatch.setitem(sys.modules, 'apache_beam', None)
+  manifest = corpus(tmp_path / 'audio', 2)
+  assert run('prepare', f'--manifest={manifest}', '--text_encoder=none', f'--out={tmp_path / "out"}', '--beam') == 2
+  error = capsys.readouterr().err
+  assert "pip install 'm2d-clap-jax[beam]'" in error and error.count('\n') == 1
+
+
 def test_the_command_passes_options_to_beam_and_tells_wrong_ones(tmp_path, capsys):
-  command = ['prepare', f'--manifest={corpus(tmp_path / "audio", 2)}', '--text_encoder=none', f'--out={tmp_path / "out"}']
+  manifest = corpus(tmp_path / 'audio', 2)
+  command = ['prepare', f'--manifest={manifest}', '--text_encoder=none', f'--out={tmp_path / "out"}']
   assert run(*command, '--beam=--runner=NoSuchRunner') == 2
   assert 'NoSuchRunner' in capsys.readouterr().err
   assert run(*command, '--beam=--runnner=DataflowRunner') == 2

@@ -23,6 +23,7 @@ ROOMS = {
     'tinysoundfont': (r'data/demo\.py', False),
     'transformers': (r'text/\w+\.py', False),
     'huggingface_hub': (r'text/\w+\.py', False),
+    'apache_beam': (r'data/beam_pipeline\.py', True),
     'torch': (r'torch_io/\w+\.py', False),
     'orbax': (r'train/checkpoint\.py', True),
     'librosa': (r'audio/logmel\.py', False),
@@ -36,6 +37,7 @@ ROOMS = {
 # Distribution -> what is imported of it, where the names differ.
 MODULES = {'absl-py': 'absl', 'scikit-learn': 'sklearn', 'tensorflow-cpu': 'tensorflow', 'orbax-checkpoint': 'orbax'}
 NOT_IMPORTED = {'importlib_resources', 'tensorboard'}  # of others, which do not declare them
+EXTRAS = {'torch', 'apache_beam'}  # of setup.cfg: each is imported when it is asked for
 DEMO = {'tinysoundfont'}  # requirements-demo.txt
 
 
@@ -117,5 +119,5 @@ def test_setup_cfg_names_every_module_that_is_imported_and_no_other():
   declared = {MODULES.get(name, name.replace('-', '_')) for name in declared - NOT_IMPORTED}
   sources = [*PACKAGE.rglob('*.py'), *(ROOT / 'configs').glob('*.py'), ROOT / 'main.py']
   used = {module.partition('.')[0] for path in sources for module, _, _ in imports(path)}
-  used -= sys.stdlib_module_names | {'m2d_clap_jax', 'configs', 'torch'} | DEMO
+  used -= sys.stdlib_module_names | {'m2d_clap_jax', 'configs', *EXTRAS} | DEMO
   assert used == declared

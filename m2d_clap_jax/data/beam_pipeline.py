@@ -1,8 +1,8 @@
 """Preparation as an Apache Beam pipeline: the shards of `data.prepare`, byte for byte, made by many machines.
 
-All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. What they are to do
-lies in files there (`.beam/`), and the pipeline has the names alone: two million captions are hundreds of MB, and Dataflow
-takes a graph of 10 MB.
+All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. What they are to
+do lies in files there (`.beam/`), and the pipeline has the names alone: two million captions are hundreds of MB, and
+Dataflow takes a graph of 10 MB.
 """
 import os
 import pickle
@@ -29,7 +29,7 @@ _LEFT = re.compile(r'\.\w+-\d{5}-of-\d{5}\.tfrecord.*\.tmp')  # of a worker that
 
 
 class _Embed(beam.DoFn):
-  """File of (block number, captions) -> nothing; the block is written. `encoder` is a function that gives the text encoder."""
+  """File of (block number, captions) -> nothing; the block is written. `encoder` gives the text encoder."""
 
   def __init__(self, make_block: Callable, encoder: Callable):
     self._make_block, self._encoder = make_block, encoder
