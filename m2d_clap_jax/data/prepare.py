@@ -51,6 +51,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
+  if beam is not None:
+    audio_root, out = _absolute(audio_root), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
   rows = _select(manifests.read_manifest(manifest, audio_root), split, manifest)
   _check_root(rows, audio_root)
@@ -98,6 +100,8 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
     others: as in `prepare`.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
+  if beam is not None:
+    logmels, out = _absolute(logmels), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
   if not caption_embeddings and text_encoder != 'none':
     raise UserError('--logmels needs --caption_embeddings=capemb_*.npy, or --text_encoder=none '
@@ -171,6 +175,11 @@ def _pipeline():
   except ImportError as error:
     raise UserError(f"--beam needs Apache Beam ({error}): pip install 'm2d-clap-jax[beam]'") from error
   return beam_pipeline
+
+
+def _absolute(place):
+  """A path that means the same to workers, which start in other folders."""
+  return place if paths.is_remote(place) else os.path.abspath(paths.as_path(place))
 
 
 def _parts(bank, jobs):
