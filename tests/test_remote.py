@@ -246,7 +246,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
     monkeypatch.setattr(server.bucket, 'broken', what)
     with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: the store does not give it'):
       saved.restore(state)
-  monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/')  # TensorStore's
+  monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/d/')  # TensorStore's, once all has begun
   with pytest.raises(UserError, match='gs://bucket/refused/checkpoints: the checkpoint of .* could not be written'):
     saved.save(state.replace(step=jnp.array(4)), {})
     saved.wait()
