@@ -1,5 +1,6 @@
 """Machines that go away, checkpoints and shards that break, and inputs that stall."""
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import faults, pretrain
-from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints
+from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters
 from tests.prepare_helpers import FakeEncoder, corpus
 from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
@@ -74,6 +75,22 @@ def test_when_all_checkpoints_are_damaged_the_run_says_so(data, tmp_path):  # no
     empty(folder)
   with pytest.raises(UserError, match='every checkpoint is damaged'):
     pretrain.run(config, tmp_path)
+
+
+def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(data, tmp_path, capsys):  # noqa: F811
+  config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
+  pretrain.run(config, tmp_path / 'whole')
+  for damage in (truncate, empty, without_meta):
+    run = tmp_path / damage.__name__
+    shutil.copytree(tmp_path / 'whole', run)
+    older, newest = (run / 'checkpoints' / step for step in '24')
+    damage(newest)
+    assert read_parameters(run)[0] == 2
+    assert f'{newest} is damaged' in capsys.readouterr().err
+    damage(older)
+    with pytest.raises(UserError, match=f'{older.parent}: none of its 2 checkpoints can be read'):
+      read_parameters(run)
+    assert older.exists() and newest.exists() and not (run / DAMAGED).exists()
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """Several processes, as on a pod: the same run as one process, whichever of them dies, however many come back."""
+import collections
 import signal
 import socket
 import subprocess
@@ -8,8 +9,10 @@ import pytest
 
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.pipeline import TrainingBatches
+from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.train import faults
+from tests.prepare_helpers import FakeEncoder, corpus
 from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
@@ -73,7 +76,7 @@ def test_processes_give_the_losses_of_one_and_only_the_first_writes(count, confi
   assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 1
 
 
-@pytest.mark.parametrize('before, after', [(2, 1), (1, 4)])
+@pytest.mark.parametrize('before, after', [(2, 1), (1, 4), (4, 4)])
 def test_one_is_killed_and_another_number_of_processes_goes_on(before, after, config, alone, tmp_path):
   processes = start(config, tmp_path, before)
   wait_for(processes[0], written(tmp_path, 8))
@@ -126,3 +129,26 @@ def test_each_host_reads_its_own_part_of_a_batch_alone(data):  # noqa: F811
   for name in whole:
     np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
   assert len(read) == 16
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+  """37 clips in 5 shards."""
+  root = tmp_path_factory.mktemp('odd')
+  prepare(corpus(root / 'audio', 37, seconds=0.3), root / 'audio', root / 'records', text_encoder=FakeEncoder(), workers=1,
+          num_shards=5)
+  return root / 'records'
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 3, 4])
+def test_hosts_together_read_every_record_of_odd_shards_once_an_epoch(hosts, odd):
+  splits = [Folder(odd).split('train') for _ in range(hosts)]
+  counts = [collections.Counter() for _ in splits]
+  for host, (split, count) in enumerate(zip(splits, counts)):
+    split._read = lambda *place, c=count, f=split._read: (c.update([place]), f(*place))[1]
+    batches = TrainingBatches(split, frames=24, batch_size=12, seed=0, text=True, part=(host, hosts))
+    for step in range(37):  # 12 epochs
+      batches(step)
+  assert {sum(count.values()) for count in counts} == {12 * 37 // hosts}
+  total = sum(counts, collections.Counter())
+  assert len(total) == 37 and set(total.values()) == {12} and len({shard for shard, *_ in total}) == 5
