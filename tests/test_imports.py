@@ -22,7 +22,7 @@ ROOMS = {
     'clu': (r'train/runlog\.py', False),  # pulls TensorFlow
     'tinysoundfont': (r'data/demo\.py', False),
     'transformers': (r'text/\w+\.py', False),
-    'huggingface_hub': (r'text/\w+\.py', False),
+    'huggingface_hub': (r'text/\w+\.py|hub\.py', False),
     'apache_beam': (r'data/beam_pipeline\.py', True),
     'torch': (r'torch_io/\w+\.py', False),
     'orbax': (r'train/checkpoint\.py', True),
