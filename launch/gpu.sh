@@ -5,13 +5,4 @@ set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-run=()
-if [ "${1:-}" = --dry-run ]; then
-  run=(echo)
-  shift
-else
-  set_up cuda
-fi
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
-
-until_done "${run[@]}" .venv/bin/python main.py "$@"
+run_here cuda "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: goes to the repository's root and defines set_up and until_done.
+# Sourced by the scripts beside it: goes to the repository's root and defines set_up and run_here.
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 
@@ -36,13 +36,22 @@ set_up() {
   _described > .venv/.installed
 }
 
-# until_done COMMAND ...: runs it again as long as it ends with 75 (told to stop, as when a machine is taken away) or 76
-# (nothing moved for long): all is saved then, and the same command goes on. Gives back its last code.
-until_done() {
-  local code=75
+# run_here EXTRA [--dry-run] OPTION ...: main.py on this machine, with what the extra installs. Runs it again as long as
+# it ends with 75 (told to stop, as when a machine is taken away) or 76 (nothing moved for long): all is saved then, and
+# the same command goes on. Gives back its last code.
+run_here() {
+  local extra=$1 code=75 run=()
+  shift
+  if [ "${1:-}" = --dry-run ]; then
+    run=(echo)
+    shift
+  else
+    set_up "$extra"
+  fi
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
   while [ "$code" = 75 ] || [ "$code" = 76 ]; do
     code=0
-    "$@" || code=$?
+    "${run[@]}" .venv/bin/python main.py "$@" || code=$?
   done
   return "$code"
 }

@@ -11,18 +11,10 @@ fi
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-run=()
-if [ "${1:-}" = --dry-run ]; then
-  run=(echo)
-  shift
-else
-  set_up tpu
-fi
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
 # The sums of gradients over devices begin while the backward pass still computes (the first two: as one of MaxText's
 # sets of flags for data parallelism has it), as do the gatherings of parameters that are divided (the others).
 export LIBTPU_INIT_ARGS="--xla_tpu_enable_data_parallel_all_reduce_opt=true \
 --xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true \
 --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true ${LIBTPU_INIT_ARGS:-}"
 
-until_done "${run[@]}" .venv/bin/python main.py --distributed "$@"
+run_here tpu "$@" --distributed

@@ -128,7 +128,7 @@ codes=({codes}); n=$(cat {counter}); echo $((n + 1)) > {counter}; exit "${{codes
 @pytest.mark.parametrize('script, options, words', [
     ('local.sh', ['--config.steps=3'], 'main.py --config=configs/pretrain.py:demo --workdir=runs/demo --config.steps=3'),
     ('gpu.sh', ['--config=a b'], 'main.py --config=a b'),
-    ('tpu_vm.sh', ['--config=a b'], 'main.py --distributed --config=a b'),
+    ('tpu_vm.sh', ['--config=a b'], 'main.py --config=a b --distributed'),
     ('slurm.sh', ['2', '8', '--config=a b', '--workdir=/w'],
      r'main.py --distributed --config=a\ b --workdir=/w'),
 ])
