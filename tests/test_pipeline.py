@@ -54,8 +54,9 @@ class FakeSplit:
   """Clips whose content tells their number."""
   name, num_clips = 'train', 12
 
-  def clip(self, i):
-    return schema.Clip(str(i), np.full((4, 6), i, np.float16), caption_embeddings=np.full((2, 3), i, np.float16))
+  def clips(self, ids):
+    return [schema.Clip(str(i), np.full((4, 6), i, np.float16), caption_embeddings=np.full((2, 3), i, np.float16))
+            for i in ids]
 
 
 def test_the_parts_of_the_hosts_make_up_the_batch():
