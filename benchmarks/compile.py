@@ -22,7 +22,7 @@ from benchmarks.train_step import PRESETS, JaxStep, make_batch
 from m2d_clap_jax.models import M2DCLAP
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {'base': 'base', 'large': 'large', 'small_2s': 'small_2s'}  # of configs/pretrain.py
+SIZES = 'base', 'large', 'small_2s'  # as configs/pretrain.py and train_step have them
 
 
 def compile_seconds(size: str, batch: int, dtype: str, scan: bool) -> float:
@@ -32,7 +32,7 @@ def compile_seconds(size: str, batch: int, dtype: str, scan: bool) -> float:
 
 def start_seconds(size: str, batch: int, dtype: str, folder: str, width: int, cache: str, workdir: str) -> float:
   """From the command to the first update of a run on the records in `folder`."""
-  command = [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/pretrain.py:{CONFIGS[size]}',
+  command = [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/pretrain.py:{size}',
              f'--config.data.folder={folder}', f'--config.batch_size={batch}', '--config.steps=1',
              '--config.schedule.warmup_steps=0' if size == 'small_2s' else '--config.schedule.warmup_epochs=0.',
              f'--config.model.dtype={dtype}', f'--config.model.text_width={width}', '--config.log_every=1',
@@ -55,7 +55,7 @@ def start_seconds(size: str, batch: int, dtype: str, folder: str, width: int, ca
 def main(argv=None):
   parser = argparse.ArgumentParser(prog='python -m benchmarks.compile', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--sizes', nargs='+', choices=CONFIGS, default=['small_2s', 'base'])
+  parser.add_argument('--sizes', nargs='+', choices=SIZES, default=['small_2s', 'base'])
   parser.add_argument('--batch', type=int, default=8)
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--no-start', action='store_true', help='compilation alone, which needs no TensorFlow')

@@ -66,7 +66,7 @@ def main(argv=None):
   rows = []
   for name, time in seconds.items():
     rows += [Row(name, 1e3 * time, 'ms'),
-             Row('', work[name] / time, 'GFLOP/s', rates[size], f'{args.dtype} product of {size} x {size}')]
+             Row(f'  rate of {name}', work[name] / time, 'GFLOP/s', rates[size], f'{args.dtype} product of {size} x {size}')]
   step_time = seconds['step']
   rows += [Row('gradients alone', 1e3 * (seconds['loss and gradients'] - seconds['loss']), 'ms'),
            Row('optimizer, EMA and norms', 1e3 * (step_time - seconds['loss and gradients']), 'ms', 1e3 * step_time,

@@ -3,9 +3,9 @@ import os
 import re
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.torch_io.write import CARD
 from m2d_clap_jax.weights import CONFIG, TENSORS
 
-CARD = 'README.md'
 FILES = CONFIG, TENSORS, CARD
 _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 

@@ -30,9 +30,11 @@ def test_curves_of_one_run_and_of_several(tmp_path, capsys):
 def test_attention_of_real_files_is_drawn_and_bad_ones_are_told(tmp_path, capsys):
   model, files = save_model(tmp_path / 'model'), save_recordings(tmp_path / 'audio')
   bad = tmp_path / 'audio' / 'more' / 'text.wav'
-  assert run('plot', model, '--audio', *files[:2], bad, '-o', tmp_path / 'figures') == 0
-  for name in ('a', 'b'):
-    read(tmp_path / 'figures' / f'{name}_attention.png')
+  assert run('plot', model, '--audio', *files[:2], files[0], bad, '-o', tmp_path / 'figures') == 0
+  assert sorted(path.name for path in (tmp_path / 'figures').iterdir()) == [
+      'a-2_attention.png', 'a_attention.png', 'b_attention.png'], 'one figure a file, also of equal names'
+  for path in (tmp_path / 'figures').iterdir():
+    read(path)
   assert 'text.wav' in capsys.readouterr().err
   assert run('plot', model, '--audio', bad, '-o', tmp_path / 'figures') == 2
 

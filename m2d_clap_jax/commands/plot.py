@@ -1,4 +1,5 @@
 """`m2d-clap plot`: pictures of runs and of models."""
+import itertools
 import os
 import sys
 
@@ -61,8 +62,14 @@ def _attention(model, files, folder) -> list:
       continue
     blocks = sorted({0, depth // 2, depth - 1})
     maps = {f'block {i + 1} of {depth}, mean of {weights.shape[1]} heads': weights[i].mean(axis=0) for i in blocks}
-    written.append(folder / f'{os.path.splitext(os.path.basename(file))[0]}_attention.png')
+    written.append(_unused(folder, os.path.splitext(os.path.basename(file))[0], written))
     plots.attention_maps(logmel, maps, written[-1], title=os.path.basename(file))
   if not written:
-    raise UserError('none of the files could be read')
+    raise UserError('none of the files could be read, for the reasons above')
   return written
+
+
+def _unused(folder, stem: str, written: list):
+  """Files of one name in several folders, or of several kinds, get figures of their own."""
+  names = itertools.chain([''], (f'-{i}' for i in itertools.count(2)))
+  return next(path for name in names if (path := folder / f'{stem}{name}_attention.png') not in written)
