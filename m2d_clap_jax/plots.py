@@ -123,6 +123,21 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
   _save(fig, path)
 
 
+def log_mel(logmel, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
+  """One clip [F, T]."""
+  logmel = np.asarray(logmel, np.float64)
+  fig = _figure(8, 3)
+  ax = _axes(fig, 1, 1, 1, title)
+  low, high = np.percentile(logmel, (1, 99.8))
+  image = ax.imshow(logmel, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=max(high, low + 1e-3),
+                    interpolation='nearest', extent=(0, logmel.shape[1] * frame_seconds, 0, logmel.shape[0]))
+  ax.set_xlabel('seconds')
+  ax.set_ylabel('mel bin')
+  ax.spines[:].set_visible(False)
+  fig.colorbar(image, ax=ax, label='log power', aspect=20, pad=0.01)
+  _save(fig, path)
+
+
 def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
   """Counts [C, C] (true classes in rows) as the share of each row, with percentages written in if there is room."""
   matrix = np.asarray(matrix, np.float64)

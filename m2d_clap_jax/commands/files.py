@@ -28,10 +28,14 @@ class CheckedFile(AudioClip):
     try:
       yield from super().blocks(sample_rate)
     except AudioError as error:
-      reason = str(error).removeprefix(f'{as_path(self.name)}: ')
-      self.reason = re.sub(r'(; replace it|,)? or drop its row$', '', reason)  # there is no table of rows here
+      self.reason = reason_of(error, self.name)
       self.progress.write(f'left out: {printable(self.name)}: {self.reason}', sys.stderr)
     self.progress.step()
+
+
+def reason_of(error: AudioError, name: str) -> str:
+  """Why a file cannot be used, without its name and without advice for rows of a table: there is none here."""
+  return re.sub(r'(; replace it|,)? or drop its row$', '', str(error).removeprefix(f'{as_path(name)}: '))
 
 
 def find(paths: Sequence[str]) -> list[str]:

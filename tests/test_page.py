@@ -1,0 +1,175 @@
+"""`m2d-clap demo`: a real browser on a real page, and what the page answers."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+import m2d_clap_jax
+from m2d_clap_jax import page
+from m2d_clap_jax.errors import UserError
+from tests.command_helpers import run, save_model, save_recordings
+from tests.test_pretrain import ROOT
+
+LABELS = 'dog\nrain\nchurch_bells\n<b>bold</b>'
+
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+  """A folder with model/ and audio/; `here.usable`, `here.model` (Pipeline), `here.trial`, `here.hour`."""
+  class Here:
+    root = tmp_path_factory.mktemp('page')
+    folder = save_model(root / 'model')
+    usable = save_recordings(root / 'audio')
+    model = m2d_clap_jax.load(folder)
+    trial = page.Trial(model, usable, model.encode_audio(usable))
+    hour = str(root / 'hour.flac')
+  soundfile.write(Here.hour, np.tile(np.int16([0, 9]), 1800 * 8000), 8000)
+  return Here
+
+
+@pytest.mark.parametrize('kind,template', [(page.LABELS, '{} can be heard'), (page.CAPTIONS, '{}')])
+def test_texts_are_ranked_by_the_pipelines_cosines(here, kind, template):
+  logmel, rows = here.trial.classify(here.usable[1], f'{LABELS}\n\n dog ', kind)
+  expected = here.model.classify(here.usable[1], labels=LABELS.splitlines(), template=template)[0]
+  assert logmel.shape[0] == 80 and [score for _, score in rows] == sorted(expected, reverse=True)
+  np.testing.assert_allclose([dict(rows)[text] for text in LABELS.splitlines()], expected, atol=1e-6)
+
+
+def test_a_search_finds_the_sounds_nearest_to_the_sentence(here):
+  cosines = here.model.classify(here.usable, labels=['a dog barks'], template='{}')[:, 0]
+  found = here.trial.search(' a dog\nbarks ')
+  assert [name for name, _ in found] == [here.usable[i] for i in np.argsort(-cosines)]
+  np.testing.assert_allclose([score for _, score in found], sorted(cosines)[::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize('sound,texts,message', [
+    (None, LABELS, 'Drop a sound first'),
+    ('a', ' \n ', 'at least one label'),
+    ('a', '\n'.join(map(str, range(201))), '201 lines; this page takes 200'),
+    ('a', 'x' * 301, '301 letters; this page takes 300'),
+    ('hour', LABELS, 'longer than 10 minutes'),
+    ('text', LABELS, 'This file cannot be used: not readable'),
+    ('cut', LABELS, 'not readable')])
+def test_what_cannot_be_compared_is_told(here, sound, texts, message):
+  files = {'a': here.usable[0], 'hour': here.hour, 'text': str(here.root / 'audio' / 'more' / 'text.wav'),
+           'cut': str(here.root / 'audio' / 'more' / 'cut.flac'), None: None}
+  with pytest.raises(UserError, match=message):
+    here.trial.classify(files[sound], texts)
+
+
+def test_mistakes_on_the_command_line_are_one_line(here, capsys):
+  assert run('demo', here.folder, '--sounds', here.root / 'audio' / 'notes.txt') == 2
+  assert 'none of the 1 files can be used' in capsys.readouterr().err.splitlines()[-1]
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+def contents(folder) -> set[str]:
+  return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+
+
+@pytest.fixture
+def served(here, tmp_path):
+  """-> (address, folder): the page as a user starts it, who has nothing but `folder` for home, work and temporary."""
+  pytest.importorskip('gradio')
+  for name in ('home', 'work', 'temporary'):
+    (tmp_path / name).mkdir()
+  port = free_port()
+  environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {
+      'HOME': str(tmp_path / 'home'), 'TMPDIR': str(tmp_path / 'temporary'), 'PYTHONPATH': str(ROOT)}
+  command = [sys.executable, '-m', 'm2d_clap_jax.cli', 'demo', here.folder, '--sounds', str(here.root / 'audio'),
+             '--port', str(port)]
+  with open(tmp_path / 'log', 'w') as log:
+    server = subprocess.Popen(command, cwd=tmp_path / 'work', env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+  try:
+    said = server.stdout.readline()
+    assert said.startswith(f'http://127.0.0.1:{port}'), (tmp_path / 'log').read_text()
+    yield said.split()[0], tmp_path
+  finally:
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(30) == 0
+  assert not contents(tmp_path / 'temporary'), 'uploads outlive the page'
+
+
+@pytest.fixture
+def browser(tmp_path):
+  """Headless Chromium that reaches this machine alone."""
+  webdriver = pytest.importorskip('selenium.webdriver')
+  chromium, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
+  if not chromium or not driver:
+    pytest.skip('apt-get install chromium chromium-driver')
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for option in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1200,1000',
+                 f'--user-data-dir={tmp_path / "chromium"}', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'):
+    options.add_argument(option)
+  browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+  yield browser
+  browser.quit()
+
+
+def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found(here, served, browser):
+  from selenium.webdriver.support.ui import WebDriverWait
+  address, folder = served
+  before = contents(folder / 'home') | contents(folder / 'work')
+
+  def one(css):
+    return browser.find_element('css selector', css)
+
+  def until(what):
+    return WebDriverWait(browser, 20, ignored_exceptions=(Exception,)).until(lambda _: what())
+
+  def upload(path, ready):
+    until(lambda: one('#sound input[type=file]')).send_keys(path)
+    until(ready)
+
+  def shown():
+    return browser.find_element('tag name', 'body').text
+
+  def compare():
+    one('#compare').click()
+  browser.get(address)
+  upload(here.usable[0], lambda: one('#sound [aria-label="Clear"]'))
+  one('#texts textarea').clear()
+  one('#texts textarea').send_keys(LABELS)
+  compare()
+  until(lambda: 'cosine' in one('#ranked').text)
+  expected = here.model.classify(here.usable[0], labels=LABELS.splitlines())[0]
+  order = np.argsort(-expected)
+  cells = one('#ranked').text.replace('\n', ' ').removeprefix('label cosine ')
+  assert cells == ' '.join(f'{LABELS.splitlines()[i]} {expected[i]:.3f}' for i in order)
+  image = until(lambda: one('#picture img'))
+  assert until(lambda: int(image.get_attribute('naturalWidth'))) > 500
+
+  for bad, message in ((str(here.root / 'audio' / 'more' / 'text.wav'), 'not readable'), (here.hour, 'longer than 10 minutes')):
+    browser.refresh()
+    upload(bad, lambda: one('#sound [aria-label="Clear"]'))
+    compare()
+    until(lambda: message in shown())
+    assert str(folder) not in shown()
+  big = folder / 'big.wav'
+  with open(big, 'wb') as file:
+    file.truncate(110 << 20)
+  browser.refresh()
+  upload(str(big), lambda: 'exceeds' in shown().lower() or 'maximum' in shown().lower())
+
+  browser.refresh()
+  until(lambda: browser.find_elements('css selector', 'button[role=tab]')[1]).click()
+  until(lambda: one('#wanted input, #wanted textarea').is_displayed())
+  one('#wanted input, #wanted textarea').send_keys('a dog barks')
+  one('#search').click()
+  until(lambda: 'cosine' in one('#listed').text)
+  found = here.trial.search('a dog barks')
+  assert one('#listed').text.split()[2::2] == [os.path.relpath(name, here.root / 'audio') for name, _ in found]
+  until(lambda: len(browser.find_elements('css selector', 'audio')) >= len(found))
+  assert contents(folder / 'home') | contents(folder / 'work') == before
