@@ -39,6 +39,9 @@ def base(task):
       'remat': False,
       'scan': False,
   })
+  # What the classifier starts from: 'random' (the paper), or 'linear', the layer that linear evaluation of `init` finds:
+  # training then starts from that score (linear probing then fine-tuning, Kumar et al., ICLR 2022).
+  config.head = 'random'
   config.freeze_patch_embed = False
   config.schedule = ConfigDict({'learning_rate': 0.5, 'warmup_epochs': 5.0, 'end': 1e-7})
   # sgd, lars, lars_as_run (EVAR's LARS adapts only where weight decay is not 0, and it is 0: the same as sgd), or

@@ -1,6 +1,7 @@
 """Fine-tuning from files to scores: it learns, continues after a kill, and leaves a model that others open."""
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import m2d_clap_jax
 from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import finetune
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
@@ -130,6 +132,25 @@ def test_several_labels_in_folds_with_patchout_and_weights_from_before(run, tmp_
   kept, moved = 'patch_embed/kernel', 'encoder/blocks_0/mlp/fc1/kernel'
   np.testing.assert_array_equal(after.trees['params'][kept], before.trees['params'][kept])
   assert np.abs(after.trees['params'][moved] - before.trees['params'][moved]).max() > 0
+
+
+def test_a_linear_head_starts_with_the_score_of_linear_evaluation(run, data, tmp_path, one_device, capsys):  # noqa: F811
+  config = tiny_config(data, epochs=1, head='linear', init=str(run / 'run0' / 'best'))
+  config.schedule.update({'learning_rate': 1e-9, 'warmup_epochs': 0.0})  # nothing moves
+  finetune.run(config, str(tmp_path / 'run'))
+  said = float(re.search(r'head starts from linear evaluation: ([\d.]+)% on validation', capsys.readouterr().err)[1])
+  model = m2d_clap_jax.load(run / 'run0' / 'best')
+  features = model.embed([data / f'{i}.wav' for i in range(60)])
+  problem = linear_protocol.Problem(np.arange(48), np.arange(48, 60), np.arange(60))
+  expected, = linear_protocol.run(features, np.eye(3)[[model.classes.index(list(CLASSES)[i % 3]) for i in range(60)]],
+                                  [problem])
+  assert said == pytest.approx(100 * expected.valid_score, abs=0.01)
+  head = weights.read(tmp_path / 'run' / 'run0' / 'best').trees['head']
+  np.testing.assert_allclose(head['kernel'], expected.kernel, atol=1e-4)
+  np.testing.assert_allclose(head['bias'], expected.bias, atol=1e-4)
+  for changes, message in (({'init': ''}, "config.head='linear'.*config.init"), ({'head': 'mine'}, 'config.head=.mine.')):
+    with pytest.raises(UserError, match=message):
+      finetune.run(tiny_config(data, **{'head': 'linear', **changes}), str(tmp_path / 'other'))
 
 
 def flags(config, plain):

@@ -155,7 +155,7 @@ def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found
     browser.refresh()
     upload(bad, lambda: one('#sound [aria-label="Clear"]'))
     compare()
-    until(lambda: message in shown())
+    until(lambda told=message: told in shown())
     assert str(folder) not in shown()
   big = folder / 'big.wav'
   with open(big, 'wb') as file:

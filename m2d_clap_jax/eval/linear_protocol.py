@@ -37,12 +37,17 @@ class Own(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: that counts."""
+  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: that counts; kernel
+  [D, C] and bias [C]: of the layer that stands on features less `mean`, divided by `deviation`, both [D]."""
   test_score: float
   valid_score: float
   scores: np.ndarray
   epochs: int
   best_epoch: int
+  kernel: np.ndarray
+  bias: np.ndarray
+  mean: np.ndarray
+  deviation: np.ndarray
 
 
 def scaler(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,9 +203,11 @@ def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, s
       progress(epoch, max_epochs)
     if not running.any():
       break
+  layers = zip(np.asarray(best_params['kernel']).swapaxes(1, 2), np.asarray(best_params['bias']), *zip(*scalers))
   return [
-      Outcome(score_of(values, targets[problem.test], multi_label), score, values, int(end), best_epoch)
-      for problem, values, (score, best_epoch), end in zip(problems, scored(best_params, 'test'), best, ended)]
+      Outcome(score_of(values, targets[problem.test], multi_label), score, values, int(end), best_epoch, *layer)
+      for problem, values, (score, best_epoch), end, layer in zip(problems, scored(best_params, 'test'), best, ended,
+                                                                  layers)]
 
 
 def score_of(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:

@@ -53,23 +53,28 @@ class Classifier(nn.Module):
   num_classes: int
   flat: bool = False
 
-  @nn.compact
+  def setup(self):
+    self.network = self.pretrained.clone(norm_stats=(0.0, 1.0), text_width=None)
+    self.head_norm = BatchNorm()
+    self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
+
   def __call__(self, logmel: jax.Array, keep: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Standardised log-mels [B, F, T], T whole patches -> logits [B, C], float32.
 
     keep: int [B, K], patches that the encoder sees (structured patchout); None: all.
     train: normalise by the batch and update the running statistics, which must be mutable then.
     """
+    return self.head(self.head_norm(self.features(logmel, keep), train))
+
+  def features(self, logmel: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """What the head gets, before the batch norm: [B, H], float32."""
     if keep is not None and not self.flat:
       raise ValueError('without whole time columns there are no frames: structured patchout needs flat=True')
-    network = self.pretrained.clone(norm_stats=(0.0, 1.0), text_width=None, name='network', parent=self)
-    tokens, _ = network.embed(logmel)
+    tokens, _ = self.network.embed(logmel)
     if keep is not None:
       tokens = jnp.concatenate([tokens[:, :1], take(tokens[:, 1:], keep)], axis=1)
-    z = network.encoder(tokens)[:, 1:].astype(jnp.float32)
-    features = jnp.mean(z if self.flat else network.frames(z), axis=1)
-    features = BatchNorm(name='head_norm')(features, train)
-    return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head')(features)
+    z = self.network.encoder(tokens)[:, 1:].astype(jnp.float32)
+    return jnp.mean(z if self.flat else self.network.frames(z), axis=1)
 
 
 def position_table(network: M2DCLAP, columns: int, table: np.ndarray | None = None) -> np.ndarray:

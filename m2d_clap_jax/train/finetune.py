@@ -28,6 +28,7 @@ from m2d_clap_jax.train.trial import Trial
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.workdir import make_workdir
 
+HEADS = 'random', 'linear'
 MEASURED = 1000  # clips that the statistics of the log-mels are taken from
 
 
@@ -44,15 +45,20 @@ def run(config, workdir: str):
   bind(finetune, config.to_dict(), 'config', given=('workdir',))(workdir)
 
 
-def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, batch_size: int,
-             epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool, augmentation: dict, sampling: dict,
-             runs: int, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int, save_every: int,
-             evals_every: int):
+def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
+             batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool, augmentation: dict,
+             sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int,
+             save_every: int, evals_every: int):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   for key in ('batch_size', 'epochs', 'runs', 'log_every', 'save_every', 'evals_every'):
     if settings[key] < 1:
       raise UserError(f'config.{key}={settings[key]}: must be at least 1')
+  if head not in HEADS:
+    raise UserError(f'config.head={head!r}: unknown; known: {", ".join(HEADS)}')
+  if head == 'linear' and not init:
+    raise UserError("config.head='linear': is trained on a model's features: name the model as config.init, or take "
+                    "'random'")
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
   workdir = make_workdir(workdir)

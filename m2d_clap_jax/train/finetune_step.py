@@ -118,10 +118,10 @@ def finetune_step(state: FinetuneState, batch, tables, *, model: Classifier, tx:
   return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
 
-def score(params, stats, tables, waves, *, model: Classifier, inputs: Inputs) -> jax.Array:
-  """int16 waves [B, S] -> logits [B, C], without augmentation."""
+def score(params, stats, tables, waves, *, model: Classifier, inputs: Inputs, method: str = '__call__') -> jax.Array:
+  """int16 waves [B, S] -> logits [B, C], without augmentation; with the method 'features' what the head gets, [B, H]."""
   x = inputs.filled(inputs.standardised(inputs.logmel.jax(waves.astype(jnp.float32) / SCALE)))
-  return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x)
+  return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x, method=method)
 
 
 def freezing(tx: optax.GradientTransformation, part: str) -> optax.GradientTransformation:

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,8 @@ from m2d_clap_jax.data.sampling import Epochs, rarity
 from m2d_clap_jax.data.tasks import Task
 from m2d_clap_jax.data.waves import Waves
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.eval.figures import draw_classes
-from m2d_clap_jax.eval.linear_protocol import score_of
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train import sharding
@@ -113,7 +114,7 @@ class Trial:
       tx = freezing(tx, 'patch_embed')
     saved = bind(Checkpoints, settings['checkpoints'], 'config.checkpoints', given=('workdir',))(folder)
     continued = saved.latest() is not None
-    state, meta = self._create_or_restore(saved, seed, tx)
+    state, meta = self._create_or_restore(saved, seed, tx, splits)
     step = first = int(state.step)
     log = RunLog(folder, step if continued else None, active=jax.process_index() == 0)
     window = Window(settings['batch_size'], meta['window'], saved.latest)
@@ -184,24 +185,25 @@ class Trial:
       plots.loss_curves(log.history(), folder / 'curves.png')
     return best
 
-  def _predict(self, variables, clips) -> tuple[np.ndarray, np.ndarray]:
-    """-> targets and logits [n, C] of clips; variables: (params, stats, tables)."""
+  def _predict(self, variables, clips, method: str = '__call__') -> tuple[np.ndarray, np.ndarray]:
+    """-> targets and logits [n, C] of clips, or what another method of the classifier gives; variables: (params, stats,
+    tables)."""
     size = -(-SCORE_BATCH // self.mesh.size) * self.mesh.size
-    numbers, logits = self._numbers(clips), []
+    numbers, found = self._numbers(clips), []
     for start in range(0, len(numbers), size):
       waves = self.waves[numbers[start:start + size]]
       padded = np.pad(waves, ((0, size - len(waves)), (0, 0)))  # one shape, one compilation
-      out = self._logits(*variables, sharding.to_devices(self.mesh, sharding.own_part(padded)))
-      logits.append(np.asarray(out)[:len(waves)])
-    return self.task.targets(clips), np.concatenate(logits)
+      out = self._score(*variables, sharding.to_devices(self.mesh, sharding.own_part(padded)), method=method)
+      found.append(np.asarray(out)[:len(waves)])
+    return self.task.targets(clips), np.concatenate(found)
 
   def _metric(self, targets, logits) -> float:
     """The task's metric, in 0..1."""
-    return score_of(logits, targets, self.task.metric == 'mAP')
+    return linear_protocol.score_of(logits, targets, self.task.metric == 'mAP')
 
   @functools.cached_property
-  def _logits(self):
-    return jax.jit(functools.partial(score, model=self.classifier, inputs=self.inputs),
+  def _score(self):
+    return jax.jit(functools.partial(score, model=self.classifier, inputs=self.inputs), static_argnames='method',
                    out_shardings=sharding.replicated(self.mesh))
 
   def _numbers(self, clips) -> np.ndarray:
@@ -217,7 +219,7 @@ class Trial:
     return jax.jit(step, donate_argnums=0,
                    out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
 
-  def _create_or_restore(self, saved: Checkpoints, seed: int, tx) -> tuple[FinetuneState, dict]:
+  def _create_or_restore(self, saved: Checkpoints, seed: int, tx, splits: dict) -> tuple[FinetuneState, dict]:
     """A new state on the mesh, from the weights if there are any, or the newest checkpoint's -> (state, JSON data)."""
     create = functools.partial(create_state, seed, model=self.classifier, tx=tx,
                                shape=self.classifier.pretrained.input_size)
@@ -233,7 +235,24 @@ class Trial:
       if fresh:
         raise UserError(f'config.init={self.weights.source}: lacks {", ".join(fresh)}, without which there is no encoder')
       state = state.replace(params=state.params | {'network': network})
+    if self.settings['head'] == 'linear':
+      state = self._with_linear_head(state, splits, seed)
     return state, {'window': [], 'best': None}
+
+  def _with_linear_head(self, state: FinetuneState, splits: dict, seed: int) -> FinetuneState:
+    """The state with the head that linear evaluation of its encoder finds on the training clips."""
+    clips = splits['train'] + splits['valid']
+    targets, features = self._predict((state.params, state.stats, self._tables()), clips, 'features')
+    rows = np.split(np.arange(len(clips)), [len(splits['train'])])
+    problems = linear_protocol.problems_of(targets, [dict(zip(('train', 'valid'), rows), test=rows[0])], 1, seed)
+    found, = linear_protocol.run(features, targets, problems, seed=seed, multi_label=self.task.multi_label)
+    made = ({'kernel': found.kernel, 'bias': found.bias}, {'mean': found.mean, 'var': np.square(found.deviation)})
+    head, stats = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made,
+                               (state.params['head'], state.stats['head_norm']))
+    if jax.process_index() == 0:
+      print(f'the head starts from linear evaluation: {100 * found.valid_score:.2f}% on validation clips, epoch '
+            f'{found.best_epoch}', file=sys.stderr, flush=True)
+    return state.replace(params=state.params | {'head': head}, stats={'head_norm': stats})
 
 
 def _finished(folder, made_with: dict) -> dict:
