@@ -1,0 +1,57 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Looking inside: mask, attention, frames
+# As a script: `python examples/inside.py MODEL SOUND`; it writes mask.png, attention.png and frames.png.
+
+# %%
+import sys
+
+import jax
+import numpy as np
+
+import m2d_clap_jax
+from m2d_clap_jax import plots
+from m2d_clap_jax.attention import cls_attention
+from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
+
+arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'a.wav']
+if len(arguments) != 2:
+  sys.exit('usage: python examples/inside.py MODEL SOUND')
+model, sound = m2d_clap_jax.load(arguments[0]), arguments[1]
+captions = ['a flute plays a melody', 'a trumpet plays a long note', 'someone plays a chord on a piano']
+
+# %% [markdown]
+# What pre-training shows to the online encoder, above the captions in the order of their similarity.
+
+# %%
+logmel, attention = cls_attention(model, sound)
+grid = attention.shape[2:]
+patches = grid[0] * grid[1]
+mask = as_bool(random_mask(jax.random.uniform(jax.random.key(0), (1, patches)),
+                           num_visible(patches, model.network.mask_ratio)))[0]
+order = np.argsort(-model.classify(sound, labels=captions, template='{}')[0])
+plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', title=sound,
+                  captions=[captions[i] for i in order])
+
+# %% [markdown]
+# What [CLS] attends to in the last block, head by head.
+
+# %%
+maps = {f'head {i + 1}': heads for i, heads in enumerate(attention[-1][:4])}
+plots.attention_maps(logmel, maps, 'attention.png', title=sound)
+
+# %% [markdown]
+# How alike the sound's frames are: blocks along the diagonal are stretches that sound the same.
+
+# %%
+frames, times = model.encode_frames(sound)
+unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
+seconds = [f'{time / 1000:.1f} s' for time in times[0]]
+plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames')
+print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')

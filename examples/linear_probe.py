@@ -1,0 +1,39 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # A linear probe on frozen features
+# FOLDER has a sub-folder of sounds for each class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
+
+# %%
+import pathlib
+import sys
+
+import numpy as np
+
+import m2d_clap_jax
+from m2d_clap_jax import plots
+from m2d_clap_jax.eval.linear import logistic_probe
+
+arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']
+if len(arguments) != 2:
+  sys.exit('usage: python examples/linear_probe.py MODEL FOLDER')
+model = m2d_clap_jax.load(arguments[0])
+files = sorted(path for path in pathlib.Path(arguments[1]).glob('*/*') if path.is_file())
+classes = sorted({path.parent.name for path in files})
+labels = np.array([classes.index(path.parent.name) for path in files])
+
+# %% [markdown]
+# Every fourth sound of a class is for the test; the encoder is not trained.
+
+# %%
+features = model.embed(files)
+rank = np.array([np.sum(labels[:i] == labels[i]) for i in range(len(files))])
+test = rank % 4 == 3
+found = logistic_probe(features[~test], labels[~test], features[test], labels[test])
+print(f'{100 * found["accuracy"]:.1f}% of {test.sum()} test sounds, {len(classes)} classes')
+plots.embedding_map(features, labels, classes, 'embeddings.png', title='clip embeddings (t-SNE)')

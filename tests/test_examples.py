@@ -1,0 +1,75 @@
+"""The examples run as scripts, say what the model says, and open as notebooks."""
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import m2d_clap_jax
+from tests.command_helpers import save_model, save_recordings
+from tests.test_pretrain import ENVIRONMENT, ROOT
+
+EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
+
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+  """A folder with model/ and audio/; `here.usable`."""
+  class Here:
+    root = tmp_path_factory.mktemp('examples')
+    folder = save_model(root / 'model')
+    usable = save_recordings(root / 'audio')
+  return Here
+
+
+def script(name, here, *arguments):
+  """Runs examples/NAME in the folder -> what it prints."""
+  done = subprocess.run([sys.executable, ROOT / 'examples' / name, *map(str, arguments)], cwd=here.root, text=True,
+                        env=ENVIRONMENT | {'PYTHONPATH': str(ROOT)}, capture_output=True)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_zero_shot_prints_the_models_scores(here):
+  first, *_, last = script('zero_shot.py', here, here.folder, *here.usable).splitlines()
+  model = m2d_clap_jax.load(here.folder)
+  row = model.classify(here.usable[0], labels=['flute', 'trumpet', 'piano', 'violin'],
+                       template=['{} can be heard', 'the sound of {}'])[0]
+  assert [float(x) for x in re.findall(r' (-?\d\.\d{3})', first)] == pytest.approx(sorted(row)[::-1], abs=2e-3)
+  best = np.argmax(model.classify(here.usable, labels=['a long high note'], template='{}')[:, 0])
+  assert last.startswith(f'a long high note: {here.usable[best]} ')
+
+
+def test_the_linear_probe_tells_different_sounds_apart(here):
+  for k, name in enumerate(here.usable[:2]):
+    (here.root / 'sounds' / f'class{k}').mkdir(parents=True)
+    for i in range(4):
+      shutil.copy(name, here.root / 'sounds' / f'class{k}' / f'{i}.{name.rpartition(".")[2]}')
+  assert script('linear_probe.py', here, here.folder, here.root / 'sounds') == '100.0% of 2 test sounds, 2 classes\n'
+  assert (here.root / 'embeddings.png').stat().st_size > 1000
+
+
+def test_inside_draws_mask_attention_and_frames(here):
+  said = script('inside.py', here, here.folder, here.usable[0])
+  captions = ['a flute plays a melody', 'a trumpet plays a long note', 'someone plays a chord on a piano']
+  scores = m2d_clap_jax.load(here.folder).classify(here.usable[0], labels=captions, template='{}')[0]
+  assert said.strip().endswith(f'nearest caption: {captions[np.argmax(scores)]}')
+  patches, masked = map(int, re.match(r'(\d+) patches, (\d+) masked', said).groups())
+  assert masked == patches - int(patches * (1 - 0.7))
+  assert all((here.root / name).stat().st_size > 1000 for name in ('mask.png', 'attention.png', 'frames.png'))
+
+
+@pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
+def test_an_example_opens_as_a_notebook_and_says_how_it_is_used(path):
+  jupytext, nbformat = pytest.importorskip('jupytext'), pytest.importorskip('nbformat')
+  notebook = jupytext.read(path)
+  nbformat.validate(notebook)
+  assert {cell.cell_type for cell in notebook.cells} == {'code', 'markdown'}
+  for cell in notebook.cells:
+    if cell.cell_type == 'code':
+      assert cell.source in path.read_text()
+  done = subprocess.run([sys.executable, path], cwd=ROOT, env=ENVIRONMENT | {'PYTHONPATH': str(ROOT)},
+                        capture_output=True, text=True)
+  assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('usage: ')
