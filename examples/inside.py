@@ -35,9 +35,10 @@ grid = attention.shape[2:]
 patches = grid[0] * grid[1]
 mask = as_bool(random_mask(jax.random.uniform(jax.random.key(0), (1, patches)),
                            num_visible(patches, model.network.mask_ratio)))[0]
-order = np.argsort(-model.classify(sound, labels=captions, template='{}')[0])
+scores = model.classify(sound, labels=captions, template='{}')[0]
+order = np.argsort(-scores)
 plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', title=sound,
-                  captions=[captions[i] for i in order])
+                  captions=[f'{captions[i]} ({scores[i]:.2f})' for i in order])
 
 # %% [markdown]
 # What [CLS] attends to in the last block, head by head.
@@ -53,5 +54,6 @@ plots.attention_maps(logmel, maps, 'attention.png', title=sound)
 frames, times = model.encode_frames(sound)
 unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
 seconds = [f'{time / 1000:.1f} s' for time in times[0]]
-plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames')
+plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
+                     names=('time', 'time'))
 print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')

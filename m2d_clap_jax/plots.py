@@ -146,11 +146,12 @@ def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
   _map(shares, classes, classes, path, title, 'true', 'predicted', '% of the true class', (0, limit), '{:.0f}')
 
 
-def similarity_map(similarity, row_labels, classes, path, *, title: str = '') -> None:
-  """Cosine similarities [rows, C]: audio (clips or class means) in rows, texts in columns; NaN rows stay grey."""
+def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> None:
+  """Cosine similarities [rows, C]: audio (clips or class means) in rows, texts in columns; NaN rows stay grey. Other things
+  are compared with other `names` of rows and columns."""
   similarity = np.asarray(similarity, np.float64)
   limits = (np.nanmin(similarity), np.nanmax(similarity)) if np.isfinite(similarity).any() else (0, 1)
-  _map(similarity, row_labels, classes, path, title, 'audio', 'text', 'cosine similarity', limits, '{:.2f}')
+  _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', limits, '{:.2f}')
 
 
 def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy') -> None:
