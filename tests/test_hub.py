@@ -25,7 +25,7 @@ TOKEN = 'hf_of_the_owner'
 
 class Server(http.server.BaseHTTPRequestHandler):
   """As much of the Hub as creating a model, one commit to it, and fetching its files take. `files`: {model: {name: bytes}}."""
-  files, private = {}, set()
+  files, private, gated = {}, set(), set()  # gated: known to all, read by those only who were let in
 
   def log_message(self, *_):
     pass
@@ -77,6 +77,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         return self.answer(404, {'error': 'Invalid rev id'}, X_Error_Code='RevisionNotFound')
       return self.answer(200, {'id': model, 'sha': self.revision(model), 'private': model in self.private,
                                'siblings': [{'rfilename': name} for name in self.files[model]]})
+    if model in self.gated and self.headers.get('Authorization') != f'Bearer {TOKEN}':
+      return self.answer(403, {'error': 'Access to this model is restricted'}, X_Error_Code='GatedRepo')
     data = self.files[model][words[-1]]
     return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=self.revision(model))
 
@@ -85,7 +87,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-  Server.files, Server.private = {}, set()
+  Server.files, Server.private, Server.gated = {}, set(), set()
   listener = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
   threading.Thread(target=listener.serve_forever, daemon=True).start()
   yield f'http://127.0.0.1:{listener.server_port}'
@@ -134,6 +136,17 @@ def test_what_the_hub_lacks_is_told(server, portable, tmp_path):
                       'lab/other@v9': "no revision 'v9'"}.items():
     result = command('pull', name, **settings)
     assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr, result.stderr
+
+
+def test_a_model_whose_owner_wants_to_be_asked_says_where(server, portable, tmp_path):
+  Server.files['lab/gated'] = {path.name: path.read_bytes() for path in portable.iterdir()}
+  Server.gated.add('lab/gated')
+  settings = dict(endpoint=server, home=tmp_path / 'home')
+  stranger = command('pull', 'lab/gated', **settings)
+  assert stranger.returncode == 2 and 'https://huggingface.co/lab/gated' in stranger.stderr, stranger.stderr
+  assert 'wants to be asked' in stranger.stderr and 'Traceback' not in stranger.stderr
+  guest = command('pull', 'lab/gated', token=TOKEN, **settings)
+  assert guest.returncode == 0 and read(guest.stdout.strip()).fingerprint == read(portable).fingerprint
 
 
 def test_without_network_one_line_tells_what_was_looked_for(tmp_path, monkeypatch):
