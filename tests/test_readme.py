@@ -1,0 +1,98 @@
+"""What the README and the documentation tell people to type does what they say."""
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.command_helpers import run, save_model
+from tests.test_pretrain import ENVIRONMENT, ROOT
+
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+LINES = [line.split(' # ')[0].strip() for kind, text in BLOCKS if not kind
+         for line in text.replace('\\\n', ' ').splitlines() if line.strip()]
+# Commands that take a network, a page, several runs or a cluster have tests of their own.
+HERE = ('prepare', 'embed', 'classify', 'info', 'convert')
+
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+  """A folder as the README's reader has it: recordings, the README's own list of them, and a model as runs/clips."""
+  root = tmp_path_factory.mktemp('readme')
+  for name in ('rain/0001.flac', 'dogs/17.mp3'):
+    for folder in (root / 'wavs', root):
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      soundfile.write(folder / name, 0.1 * np.random.default_rng(0).standard_normal(48000), 16000)
+  text = next(text for _, text in BLOCKS if text.startswith('file_name,caption'))
+  (root / 'clips.csv').write_text(text)
+  save_model(root / 'runs' / 'clips')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(root)
+    command, = [line for line in LINES if line.startswith('m2d-clap prepare')]
+    assert run(*shlex.split(command)[1:], '--text_encoder=minilm') == 0
+  return root
+
+
+@pytest.mark.parametrize('line', [line for line in LINES if line.startswith(tuple(f'm2d-clap {name} ' for name in HERE[1:]))])
+def test_a_command_of_the_readme_works_as_it_stands(here, line, monkeypatch):
+  if '--to pth' in line:
+    pytest.importorskip('torch')
+  monkeypatch.chdir(here)
+  assert run(*shlex.split(line)[1:]) == 0
+
+
+@pytest.mark.parametrize('text', [text for kind, text in BLOCKS if kind == 'python' and 'import' in text],
+                         ids=lambda text: text.splitlines()[0])
+def test_python_of_the_readme_runs_as_it_stands(here, text, monkeypatch):
+  monkeypatch.chdir(here)
+  scope = {'waves': np.zeros((2, 44100), np.float32)}
+  exec(compile(text, 'README.md', 'exec'), scope)
+  if 'get_config' in scope:
+    assert set(scope['get_config']().evals) == {'sounds', 'probe'}
+
+
+@pytest.mark.parametrize('line', [line for line in LINES if '--config=configs/' in line])
+def test_settings_of_the_readme_exist(line):
+  words = [word.removeprefix('--').partition('=') for word in shlex.split(line) if word.startswith('--config')]
+  path, _, variant = words[0][2].partition(':')
+  spec = importlib.util.spec_from_file_location('chosen', ROOT / path)
+  chosen = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(chosen)
+  config = chosen.get_config(variant) if variant else chosen.get_config()
+  for key, _, _ in words[1:]:
+    assert key.removeprefix('config.') in {name for name, _ in flattened(config.to_dict())}, key
+
+
+def flattened(tree, before=''):
+  for key, value in tree.items():
+    yield before + key, value
+    if isinstance(value, dict):
+      yield from flattened(value, f'{before}{key}.')
+
+
+def test_audiosets_tables_become_a_manifest_as_the_documentation_says(tmp_path):
+  text = (ROOT / 'docs' / 'corpora.md').read_text()
+  (tmp_path / 'class_labels_indices.csv').write_text(
+      'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/02zsn,"Female speech, woman speaking"\n')
+  (tmp_path / 'unbalanced_train_segments.csv').write_text(
+      '# made by hand\n# YTID, start_seconds, end_seconds, positive_labels\n'
+      '---1_cCGK4M, 0.000, 10.000, "/m/09x0r,/m/02zsn"\nabcdefghijk, 0.000, 10.000, "/m/09x0r"\n')
+  (tmp_path / 'balanced_train_segments.csv').write_text('# none\n-0RWZT-miFs, 420.000, 430.000, "/m/09x0r"\n')
+  (tmp_path / 'captions.csv').write_text('id,caption\n---1_cCGK4M,A woman talks\n---1_cCGK4M,"A woman, talking"\n')
+  audio = pathlib.Path(tmp_path / 'audioset' / 'train')
+  audio.mkdir(parents=True)
+  for name in ('---1_cCGK4M.flac', 'Y-0RWZT-miFs.flac'):  # of the third the video is gone
+    (audio / name).touch()
+  subprocess.run([sys.executable, '-c', re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]], cwd=tmp_path,
+                 env=ENVIRONMENT, check=True)
+  assert [json.loads(line) for line in (tmp_path / 'audioset.jsonl').read_text().splitlines()] == [
+      {'file_name': '---1_cCGK4M.flac', 'captions': ['A woman talks', 'A woman, talking'],
+       'labels': ['Speech', 'Female speech, woman speaking'], 'split': 'train'},
+      {'file_name': 'Y-0RWZT-miFs.flac', 'captions': [], 'labels': ['Speech'], 'split': 'train'}]
