@@ -17,15 +17,18 @@ import numpy as np
 
 import m2d_clap_jax
 from m2d_clap_jax import plots
+from m2d_clap_jax.commands.files import find
 from m2d_clap_jax.eval.linear import logistic_probe
 
 arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']
 if len(arguments) != 2:
   sys.exit('usage: python examples/linear_probe.py MODEL FOLDER')
 model = m2d_clap_jax.load(arguments[0])
-files = sorted(path for path in pathlib.Path(arguments[1]).glob('*/*') if path.is_file())
+files = [pathlib.Path(name) for name in find([arguments[1]])]  # sounds only, hidden files left out
 classes = sorted({path.parent.name for path in files})
 labels = np.array([classes.index(path.parent.name) for path in files])
+if len(classes) < 2 or np.bincount(labels).min() < 4:
+  sys.exit(f'{arguments[1]}: needs two or more sub-folders with at least four sounds each')
 
 # %% [markdown]
 # Every fourth sound of a class is for the test; the encoder is not trained.

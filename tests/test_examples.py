@@ -47,6 +47,8 @@ def test_the_linear_probe_tells_different_sounds_apart(here):
     (here.root / 'sounds' / f'class{k}').mkdir(parents=True)
     for i in range(4):
       shutil.copy(name, here.root / 'sounds' / f'class{k}' / f'{i}.{name.rpartition(".")[2]}')
+  (here.root / 'sounds' / 'class0' / '.DS_Store').write_text('no sound')
+  (here.root / 'sounds' / 'class1' / 'notes.txt').write_text('nor this')
   assert script('linear_probe.py', here, here.folder, here.root / 'sounds') == '100.0% of 2 test sounds, 2 classes\n'
   assert (here.root / 'embeddings.png').stat().st_size > 1000
 
