@@ -25,6 +25,7 @@ ROOMS = {
     'huggingface_hub': (r'text/\w+\.py|hub\.py', False),
     'apache_beam': (r'data/beam_pipeline\.py', True),
     'torch': (r'torch_io/\w+\.py', False),
+    'gradio': (r'page\.py', False),
     'orbax': (r'train/checkpoint\.py', True),
     'librosa': (r'audio/logmel\.py', False),
     'soundfile': (r'audio/io\.py', True),
@@ -37,7 +38,7 @@ ROOMS = {
 # Distribution -> what is imported of it, where the names differ.
 MODULES = {'absl-py': 'absl', 'scikit-learn': 'sklearn', 'tensorflow-cpu': 'tensorflow', 'orbax-checkpoint': 'orbax'}
 NOT_IMPORTED = {'importlib_resources', 'tensorboard'}  # of others, which do not declare them
-EXTRAS = {'torch', 'apache_beam'}  # of setup.cfg: each is imported when it is asked for
+EXTRAS = {'torch', 'apache_beam', 'gradio'}  # of setup.cfg: each is imported when it is asked for
 DEMO = {'tinysoundfont'}  # requirements-demo.txt
 
 
