@@ -82,7 +82,9 @@ class Pipeline:
   def encode_audio(self, waves, sample_rate: int | None = None) -> np.ndarray:
     """-> [B, E] CLAP audio embeddings, not normalised; UserError without a CLAP head."""
     self._need_clap()
-    return self.features(waves, sample_rate)[1]
+    _, embeddings = self.features(waves, sample_rate)
+    assert embeddings is not None
+    return embeddings
 
   def features(self, waves, sample_rate: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Both kinds in one pass: ([B, 5 * D] of `embed`, [B, E] of `encode_audio` or None without a CLAP head)."""
@@ -94,7 +96,7 @@ class Pipeline:
       patches = means.reshape(len(means), -1, self.network.width).mean(axis=1)
       return means, np.asarray(self._project(self.variables, patches[:, None], np.ones((len(means), 1), bool)))
     pairs = [(frames.mean(axis=0), self._semantic(frames)) for frames, _ in self._frames(clips)]
-    return tuple(np.stack(kind) for kind in zip(*pairs))
+    return np.stack([mean for mean, _ in pairs]), np.stack([embedding for _, embedding in pairs])
 
   def encode_frames(self, waves, sample_rate: int | None = None):
     """-> frame features [B, T, 5 * D] and time stamps [B, T] in ms.
@@ -173,7 +175,8 @@ class Pipeline:
 
   def _means(self, clips) -> Iterator[np.ndarray]:
     """[5 * D] of each clip, in order."""
-    sums, counts = {}, np.zeros(len(clips), int)
+    sums: dict[int, np.ndarray] = {}
+    counts = np.zeros(len(clips), int)
     for chunk, value in run_in_batches(self._chunks(clips), self._pooled_batch, self._buckets, self._batch_size):
       # In float64 and by chunk number: the order in which chunks were computed must not matter.
       sums[chunk.clip] = sums.get(chunk.clip, 0) + value.astype(np.float64)
@@ -183,7 +186,8 @@ class Pipeline:
 
   def _frames(self, clips) -> Iterator[tuple[np.ndarray, float]]:
     """(frame features [T, 5 * D], seconds) of each clip, in order."""
-    parts, samples = {}, {}
+    parts: dict[int, dict[int, np.ndarray]] = {}
+    samples: dict[int, int] = {}
     chunks = self._chunks(clips, samples)
     for chunk, value in run_in_batches(chunks, self._columns_batch, self._buckets, self._batch_size):
       parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
@@ -239,7 +243,7 @@ def _columns(variables, logmel, columns, *, network: M2DCLAP):
   with jax.default_matmul_precision('highest' if network.dtype == 'float32' else None):
     grid = network.grid[0], logmel.shape[2] // network.patch_size[1]
     z = network.apply(variables, logmel, valid_patches(columns, grid), method='encode')
-    return network.frames(z)
+    return network.frames(jnp.asarray(z))
 
 
 def _pooled(variables, logmel, columns, *, network: M2DCLAP):

@@ -9,6 +9,7 @@ here; where a caller has done so, the loaded model is a Module of theirs, as HEA
 Source: https://hearbenchmark.com/hear-api.html. Alphabet: B sounds, S samples, T timestamps, D width of the encoder.
 """
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class _Model:
 
 def _module_class() -> type:
   for library, path in (('torch', ('nn', 'Module')), ('tensorflow', ('Module',))):
-    place = sys.modules.get(library)
+    place: Any = sys.modules.get(library)
     if place is not None:
       for name in path:
         place = getattr(place, name)

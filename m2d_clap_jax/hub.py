@@ -3,8 +3,8 @@ import os
 import re
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.torch_io.write import CARD
-from m2d_clap_jax.weights import CONFIG, TENSORS
+from m2d_clap_jax.torch_io.write import CARD, save_card
+from m2d_clap_jax.weights import CONFIG, TENSORS, read
 
 FILES = CONFIG, TENSORS, CARD
 _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
@@ -48,15 +48,19 @@ def download(name: str, folder=None) -> str:
 def upload(folder, name: str, *, private: bool = False) -> str:
   """Makes the repository where there is none, and puts a portable folder there -> its address.
 
+  A folder without a model card (README.md) is given one first, so that it can be looked at and goes up with the rest.
+
   Raises:
     UserError: the folder is not a portable model, there is no token that may write there, or the Hub cannot be reached.
   """
   from huggingface_hub import HfApi, errors
   repository, revision = _split(name)
-  missing = [file for file in FILES if not os.path.exists(os.path.join(folder, file))]
+  missing = [file for file in (CONFIG, TENSORS) if not os.path.exists(os.path.join(folder, file))]
   if missing:
     raise UserError(f'{folder}: has no {" and no ".join(missing)}: make a portable folder of the model by '
                     '`m2d-clap convert MODEL FOLDER`')
+  if not os.path.exists(os.path.join(folder, CARD)):
+    save_card(read(folder), folder)
   api = HfApi()
   try:
     address = api.create_repo(repository, private=private, exist_ok=True)

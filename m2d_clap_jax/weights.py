@@ -72,7 +72,7 @@ class Weights:
       for path, value in sorted(trees.get(tree, {}).items()):
         if not path.startswith(('predictor/', 'decoder_')):
           digest.update(f'{tree}/{path}'.encode())
-          digest.update(np.ascontiguousarray(value, np.float32))
+          digest.update(np.ascontiguousarray(value, np.float32).data)
     return digest.hexdigest()[:16]
 
   def nested(self, tree: str) -> dict:
@@ -183,7 +183,7 @@ def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
   text = None if network.text_width is None else jnp.zeros((1, network.text_width))
   logmel = jnp.zeros((1, *network.input_size))
   params = jax.eval_shape(functools.partial(network.init, jax.random.key(0)), logmel, mask, text)['params']
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
     count = depths[path.partition('/')[0]] if 'blocks_0' in path else 1
     shapes |= {path.replace('blocks_0', f'blocks_{i}'): leaf.shape for i in range(count)}

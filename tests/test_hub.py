@@ -129,6 +129,14 @@ def test_a_model_goes_to_the_hub_and_comes_back_and_stays_in_the_cache(server, p
   assert offline.returncode == 0 and read(portable).fingerprint in offline.stdout, offline.stderr
 
 
+def test_a_folder_without_a_model_card_is_given_one(server, portable, tmp_path):
+  card = (portable / 'README.md').read_bytes()
+  (portable / 'README.md').unlink()
+  pushed = command('push', str(portable), 'lab/plain', token=TOKEN, endpoint=server, home=tmp_path / 'home')
+  assert pushed.returncode == 0, pushed.stderr
+  assert Server.files['lab/plain']['README.md'] == card == (portable / 'README.md').read_bytes()
+
+
 def test_what_the_hub_lacks_is_told(server, portable, tmp_path):
   settings = dict(endpoint=server, home=tmp_path / 'home')
   Server.files['lab/other'] = {'README.md': b'hello', 'weights.pth': b'x'}

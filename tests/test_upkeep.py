@@ -16,6 +16,12 @@ def test_ruff_finds_nothing():
   subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT, check=True)
 
 
+def test_the_types_of_the_public_face_hold(tmp_path):
+  result = subprocess.run([sys.executable, '-m', 'mypy', '--cache-dir', tmp_path], cwd=ROOT,
+                          capture_output=True, text=True)
+  assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize('text', TEXTS, ids=lambda path: path.name)
 def test_links_and_names_of_files_lead_somewhere(text):
   content = text.read_text()

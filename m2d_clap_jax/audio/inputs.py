@@ -36,7 +36,7 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
     UserError: names the item that is empty, holds NaN or infinity, or is no audio.
   """
   if isinstance(waves, (str, os.PathLike)):
-    items = [waves]
+    items: list = [waves]
   elif isinstance(waves, (list, tuple)) and not (len(waves) and isinstance(waves[0], (int, float))):
     items = list(waves)
   else:

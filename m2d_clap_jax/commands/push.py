@@ -5,7 +5,7 @@ def add_arguments(p):
   p.description = """\
 The portable folder FOLDER (made by m2d-clap convert) becomes the model NAME,
 ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, of the Hugging Face Hub. Look
-at its README.md before: it is the model's public face, and the licence of the
+at its README.md before (one is written where there is none): it is the model's public face, and the licence of the
 data that it was trained on is yours to state."""
   p.epilog = """\
 example:

@@ -28,7 +28,7 @@ class LayerNorm(nn.LayerNorm):
   epsilon: float = 1e-6
   use_fast_variance: bool = False
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # Flax's mask is not ours to flatten
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from m2d_clap_jax.models import masking
 from m2d_clap_jax.models.heads import Mlp, SemanticProjector, masked_mean
@@ -143,11 +144,11 @@ class M2DCLAP(nn.Module):
     cls = jnp.broadcast_to(self.cls_token + positions[:1], (tokens.shape[0], 1, self.width))
     return jnp.concatenate([cls.astype(tokens.dtype), tokens], axis=1), patches
 
-  def positions(self, grid: tuple[int, int]) -> jax.Array:
+  def positions(self, grid: tuple[int, int]) -> jax.Array | np.ndarray:
     """Position table of a grid of patches -> [1 + N, D], sin-cos unless variables 'tables' hold one, cut in time."""
     if not self.has_variable('tables', 'pos_embed'):
       return sincos_2d(self.width, grid)
-    table = self.get_variable('tables', 'pos_embed')[0]
+    table: jax.Array = self.get_variable('tables', 'pos_embed')[0]
     rows, columns = self.grid
     if grid[0] != rows or grid[1] > columns:
       raise ValueError(f'the position table is of {rows} x {columns} patches, too small for {grid[0]} x {grid[1]}')

@@ -64,12 +64,17 @@ def save_portable(weights: Weights, folder):
   # The description comes last: a folder whose writing was broken off is no model.
   (folder / CONFIG).unlink(missing_ok=True)
   _in_place(folder / TENSORS, lambda path: save_file(tensors, path, {'format': 'pt'}))
-  _write_text(folder / CARD, model_card(weights))
+  save_card(weights, folder)
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
             'classes': weights.classes, 'step': weights.step}
   _write_text(folder / CONFIG, json.dumps(config, indent=2) + '\n')
   return folder
+
+
+def save_card(weights: Weights, folder):
+  """Writes the model card into `folder`; UserError where that is impossible."""
+  _write_text(as_path(folder) / CARD, model_card(weights))
 
 
 def model_card(weights: Weights) -> str:
