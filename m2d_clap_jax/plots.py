@@ -15,6 +15,7 @@ from m2d_clap_jax import paths
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 SEQUENTIAL = 'Blues'  # one hue, so lightness alone tells the values, on paper too
 HIDDEN = '#E6E6E6'
+FEWEST_EMBEDDINGS = 5  # of a map
 
 # The panels of `loss_curves`. A curve goes to the first that finds its pattern in the name: (title, pattern, log scale)
 _PANELS = (
@@ -173,6 +174,7 @@ def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy
 
 def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> None:
   """Features [n, D] of at most `most` clips in two dimensions (t-SNE), a mark for each class; labels [n] are numbers.
+  Nothing is drawn of fewer than FEWEST_EMBEDDINGS.
 
   Six colours in turn with several marks keep classes apart without relying on colour alone.
   """
@@ -182,7 +184,7 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   if len(features) > most:
     chosen = np.random.default_rng(0).choice(len(features), most, replace=False)
     features, labels = features[chosen], labels[chosen]
-  if len(features) < 5:
+  if len(features) < FEWEST_EMBEDDINGS:
     return
   narrow = PCA(min(50, *features.shape), random_state=0).fit_transform(features - features.mean(axis=0))
   places = TSNE(2, perplexity=min(30, (len(features) - 1) / 3), init='pca', random_state=0).fit_transform(narrow)

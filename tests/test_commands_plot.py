@@ -39,6 +39,25 @@ def test_attention_of_real_files_is_drawn_and_bad_ones_are_told(tmp_path, capsys
   assert run('plot', model, '--audio', bad, '-o', tmp_path / 'figures') == 2
 
 
+def test_a_model_is_shown_by_sounds_in_folders_of_their_classes(tmp_path, capsys):
+  sounds, out = tmp_path / 'sounds', tmp_path / 'figures'
+  for name in ('dog', 'church_bell'):
+    save_recordings(sounds / name)
+  (sounds / 'stray.wav').write_bytes(b'of no class')
+  assert run('plot', save_model(tmp_path / 'model'), '--classes', sounds, '-o', out) == 0
+  printed = capsys.readouterr()
+  names = ['embeddings.png', 'similarity.png', 'confusion.png', 'classes.png']
+  assert printed.out.split() == [str(out / name) for name in names]
+  for name in names:
+    read(out / name)
+  assert printed.err.count('left out') == 5 and 'stray.wav: lies in no sub-folder' in printed.err
+  audio = save_model(tmp_path / 'audio_only', text_width=None)
+  assert run('plot', audio, '--classes', sounds, '-o', tmp_path / 'fewer') == 0
+  assert [path.name for path in (tmp_path / 'fewer').iterdir()] == ['embeddings.png']
+  for folder, words in ((sounds / 'dog' / 'more', 'has no sub-folders'), (tmp_path / 'none', 'none')):
+    assert run('plot', audio, '--classes', folder, '-o', out) == 2 and words in capsys.readouterr().err
+
+
 def test_attention_is_that_of_the_network(tmp_path):
   pipeline = api.load(save_model(tmp_path / 'model'))
   wave = np.random.default_rng(0).standard_normal(24000).astype(np.float32) * 0.1

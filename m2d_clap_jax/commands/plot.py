@@ -3,6 +3,8 @@ import itertools
 import os
 import sys
 
+import numpy as np
+
 from m2d_clap_jax.errors import UserError
 
 
@@ -11,22 +13,32 @@ def add_arguments(p):
 Runs -> curves.png: one run's losses, norms, scores and schedules; of several
 runs a panel for each quantity and a line for each run. With --audio also, for
 the first RUN, which may then be any model, what its blocks attend to in each
-file. Figures of evaluations are in their --workdir already."""
+file. With --classes, where the sounds of each class lie in a sub-folder of its
+name, also for the first RUN: embeddings.png, and if it knows text
+similarity.png, confusion.png and classes.png of zero-shot classification.
+Figures of evaluations are in their --workdir already."""
   p.epilog = """\
 examples:
   m2d-clap plot runs/clips
   m2d-clap plot runs/a runs/b -o figures
-  m2d-clap plot exported --audio dogs/17.mp3 -o figures"""
+  m2d-clap plot exported --audio dogs/17.mp3 -o figures
+  m2d-clap plot exported --classes sounds -o figures   # sounds/dog/*, sounds/rain/*"""
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
   p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
+  p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
   p.add_argument('-o', '--out', default='.', metavar='FOLDER', help='where the figures go (default: here)')
 
 
 def run(args):
   from m2d_clap_jax import paths
   folder = paths.as_path(args.out)
-  written = _attention(args.runs[0], args.audio, folder) if args.audio else []
-  if not args.audio or _history(args.runs[0]):
+  written = []
+  if args.audio or args.classes:
+    from m2d_clap_jax import api
+    pipeline = api.load(args.runs[0])
+    written += _attention(pipeline, args.audio, folder) if args.audio else []
+    written += _classes(pipeline, args.classes, folder) if args.classes else []
+  if not written or _history(args.runs[0]):
     written.append(_curves(args.runs, folder))
   print('\n'.join(map(os.fspath, written)))
 
@@ -50,9 +62,8 @@ def _curves(runs, folder):
   return path
 
 
-def _attention(model, files, folder) -> list:
-  from m2d_clap_jax import api, attention, plots
-  pipeline = api.load(model)
+def _attention(pipeline, files, folder) -> list:
+  from m2d_clap_jax import attention, plots
   depth, written = pipeline.network.depth, []
   for file in files:
     try:
@@ -67,6 +78,55 @@ def _attention(model, files, folder) -> list:
   if not written:
     raise UserError('none of the files could be read, for the reasons above')
   return written
+
+
+def _classes(pipeline, sounds, folder) -> list:
+  """How a model places the sounds of `sounds`/CLASS/."""
+  from m2d_clap_jax import plots
+  from m2d_clap_jax.eval.figures import draw_classes
+  from m2d_clap_jax.eval.zeroshot import zeroshot
+  features, audio, owners = _features(pipeline, sounds)
+  classes = sorted(set(owners))
+  labels = np.array([classes.index(owner) for owner in owners])
+  title = os.path.basename(os.path.normpath(sounds))
+  written = [folder / 'embeddings.png'] if len(features) >= plots.FEWEST_EMBEDDINGS else []
+  plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  if audio is not None:
+    text = pipeline.encode_labels(classes)
+    found = zeroshot(audio, text, labels)
+    title = f'{title}, zero-shot'
+    draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
+                 title=title)
+    plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
+                         title=f'{title}: {100 * found["accuracy"]:.1f}%')
+    written += [folder / name for name in ('similarity.png', 'confusion.png', 'classes.png')]
+  if not written:
+    raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '
+                    f'{plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')
+  return written
+
+
+def _features(pipeline, sounds):
+  """-> clip embeddings [n, 5 * D], CLAP embeddings [n, E] or None, and the class of each of the usable sounds."""
+  from m2d_clap_jax.commands import files
+  owner = {}
+  for name in files.find([sounds]):
+    part, _, rest = os.path.relpath(name, sounds).partition(os.sep)
+    if rest:
+      owner[name] = part
+    else:
+      print(f'left out: {files.printable(name)}: lies in no sub-folder', file=sys.stderr)
+  if not owner:
+    raise UserError(f'{sounds}: has no sub-folders with sounds: put those of each class into a folder of its name')
+
+  def both(clips):
+    means, audio = pipeline.features(clips)
+    return list(zip(means, [None] * len(means) if audio is None else audio))
+  usable = [(*result, owner[name]) for name, result, reason, _ in files.results(list(owner), both) if not reason]
+  if not usable:
+    raise UserError(f'{sounds}: none of the sounds can be used, for the reasons above')
+  means, audio, owners = zip(*usable)
+  return np.stack(means), None if audio[0] is None else np.stack(audio), owners
 
 
 def _unused(folder, stem: str, written: list):
