@@ -54,7 +54,7 @@ def test_a_model_is_shown_by_sounds_in_folders_of_their_classes(tmp_path, capsys
   audio = save_model(tmp_path / 'audio_only', text_width=None)
   assert run('plot', audio, '--classes', sounds, '-o', tmp_path / 'fewer') == 0
   assert [path.name for path in (tmp_path / 'fewer').iterdir()] == ['embeddings.png']
-  for folder, words in ((sounds / 'dog' / 'more', 'has no sub-folders'), (tmp_path / 'none', 'none')):
+  for folder, words in ((sounds / 'dog' / 'more', 'has no sub-folders'), (tmp_path / 'none', 'no such folder')):
     assert run('plot', audio, '--classes', folder, '-o', out) == 2 and words in capsys.readouterr().err
 
 

@@ -109,6 +109,8 @@ def _classes(pipeline, sounds, folder) -> list:
 def _features(pipeline, sounds):
   """-> clip embeddings [n, 5 * D], CLAP embeddings [n, E] or None, and the class of each of the usable sounds."""
   from m2d_clap_jax.commands import files
+  if not os.path.isdir(sounds):
+    raise UserError(f'{sounds}: no such folder: name one with sounds in a sub-folder for each class')
   owner = {}
   for name in files.find([sounds]):
     part, _, rest = os.path.relpath(name, sounds).partition(os.sep)
