@@ -12,6 +12,8 @@ import pytest
 import soundfile
 
 from tests.command_helpers import run, save_model
+from tests.test_commands_plot import write_run
+from tests.test_plots import read
 from tests.test_pretrain import ENVIRONMENT, ROOT
 
 README = (ROOT / 'README.md').read_text()
@@ -46,6 +48,35 @@ def test_a_command_of_the_readme_works_as_it_stands(here, line, monkeypatch):
     pytest.importorskip('torch')
   monkeypatch.chdir(here)
   assert run(*shlex.split(line)[1:]) == 0
+
+
+def test_curves_of_the_readme_are_drawn(here, monkeypatch):
+  for i, name in enumerate(('a', 'b')):
+    write_run(here / 'runs' / name, 1.0 + i)
+  monkeypatch.chdir(here)
+  line, = [line for line in LINES if line.startswith('m2d-clap plot')]
+  assert run(*shlex.split(line)[1:]) == 0
+  read(here / 'curves.png')
+
+
+def test_evaluations_of_the_readme_run_and_are_reported(here, monkeypatch, capsys):
+  folder = here / 'esc50' / '16k'
+  folder.mkdir(parents=True)
+  rows = ['file_name,label,fold']
+  for i in range(20):
+    wave = 0.1 * np.random.default_rng(i).standard_normal(16000) * (1 + i % 2 * np.sin(np.arange(16000) / 20))
+    soundfile.write(folder / f'{i}.wav', wave, 16000)
+    rows.append(f'{i}.wav,{("rain", "engine")[i % 2]},{i // 2 % 5 + 1}')
+  (folder / 'esc50.csv').write_text('\n'.join(rows) + '\n')
+  lines = [line for line in LINES if '--config=configs/linear.py' in line or '--config=configs/zeroshot.py' in line]
+  assert len(lines) == 2
+  for line in lines:
+    words = shlex.split(line.replace('main.py', str(ROOT / 'main.py')).replace('configs/', f'{ROOT}/configs/'))
+    subprocess.run([sys.executable, *words[1:]], cwd=here, env=ENVIRONMENT, check=True)
+  reported, = [line for line in LINES if line.startswith('m2d-clap report')]
+  monkeypatch.chdir(here)
+  assert run(*shlex.split(reported)[1:]) == 0
+  assert capsys.readouterr().out.count('| esc50 |') == 2
 
 
 @pytest.mark.parametrize('text', [text for kind, text in BLOCKS if kind == 'python' and 'import' in text],
