@@ -14,15 +14,15 @@ Runs -> curves.png: one run's losses, norms, scores and schedules; of several
 runs a panel for each quantity and a line for each run. With --audio also, for
 the first RUN, which may then be any model, what its blocks attend to in each
 file. With --classes, where the sounds of each class lie in a sub-folder of its
-name, also for the first RUN: embeddings.png, and if it knows text
-similarity.png, confusion.png and classes.png of zero-shot classification.
-Figures of evaluations are in their --workdir already."""
+name (sounds/dog/*, sounds/rain/*), also for the first RUN: embeddings.png, and
+if it knows text similarity.png, confusion.png and classes.png of zero-shot
+classification. Figures of evaluations are in their --workdir already."""
   p.epilog = """\
 examples:
   m2d-clap plot runs/clips
   m2d-clap plot runs/a runs/b -o figures
   m2d-clap plot exported --audio dogs/17.mp3 -o figures
-  m2d-clap plot exported --classes sounds -o figures   # sounds/dog/*, sounds/rain/*"""
+  m2d-clap plot exported --classes sounds -o figures"""
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
   p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
   p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
