@@ -14,13 +14,13 @@ import soundfile
 from tests.command_helpers import run, save_model
 from tests.test_commands_plot import write_run
 from tests.test_plots import read
-from tests.test_pretrain import ENVIRONMENT, ROOT
+from tests.test_pretrain import ENVIRONMENT, ROOT, TINY, losses
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
 LINES = [line.split(' # ')[0].strip() for kind, text in BLOCKS if not kind
          for line in text.replace('\\\n', ' ').splitlines() if line.strip()]
-# Commands that take a network, a page, several runs or a cluster have tests of their own.
+# Commands that take a network, a page, several runs or a cluster have tests of their own; so have launch/'s.
 HERE = ('prepare', 'embed', 'classify', 'info', 'convert')
 
 
@@ -59,7 +59,15 @@ def test_curves_of_the_readme_are_drawn(here, monkeypatch):
   read(here / 'curves.png')
 
 
-def test_evaluations_of_the_readme_run_and_are_reported(here, monkeypatch, capsys):
+def start(line, here, *more):
+  """Runs a line of the README that starts main.py, with `more` options, in the reader's folder."""
+  words = shlex.split(line.replace('main.py', str(ROOT / 'main.py')).replace('configs/', f'{ROOT}/configs/'))
+  subprocess.run([sys.executable, *words[1:], *more], cwd=here, env=ENVIRONMENT | {'PYTHONPATH': str(ROOT)}, check=True)
+
+
+@pytest.fixture(scope='module')
+def sounds(here):
+  """20 clips of two classes in five folds as the README's esc50/16k -> their folder."""
   folder = here / 'esc50' / '16k'
   folder.mkdir(parents=True)
   rows = ['file_name,label,fold']
@@ -68,15 +76,47 @@ def test_evaluations_of_the_readme_run_and_are_reported(here, monkeypatch, capsy
     soundfile.write(folder / f'{i}.wav', wave, 16000)
     rows.append(f'{i}.wav,{("rain", "engine")[i % 2]},{i // 2 % 5 + 1}')
   (folder / 'esc50.csv').write_text('\n'.join(rows) + '\n')
+  return folder
+
+
+def test_evaluations_of_the_readme_run_and_are_reported(here, sounds, monkeypatch, capsys):
   lines = [line for line in LINES if '--config=configs/linear.py' in line or '--config=configs/zeroshot.py' in line]
   assert len(lines) == 2
   for line in lines:
-    words = shlex.split(line.replace('main.py', str(ROOT / 'main.py')).replace('configs/', f'{ROOT}/configs/'))
-    subprocess.run([sys.executable, *words[1:]], cwd=here, env=ENVIRONMENT, check=True)
+    start(line, here)
   reported, = [line for line in LINES if line.startswith('m2d-clap report')]
   monkeypatch.chdir(here)
   assert run(*shlex.split(reported)[1:]) == 0
   assert capsys.readouterr().out.count('| esc50 |') == 2
+
+
+# What makes the README's trainings small enough for a test; all else is as it stands there.
+SMALL = [f'--config.{key}={value}' for key, value in {
+    'steps': 1, **{f'model.{key}': value for key, value in TINY.items()}, 'model.text_width': 384}.items()]
+
+
+def test_pretraining_of_the_readme_runs(here, tmp_path):
+  line, = [line for line in LINES if line.startswith('python main.py --config=configs/pretrain.py --workdir')]
+  start(line, here, *SMALL, '--config.batch_size=1', f'--workdir={tmp_path}')
+  assert 'loss_clap' in losses(tmp_path)[1]
+
+
+def test_a_run_with_evaluations_of_ones_own_gives_their_scores(here, sounds, monkeypatch):
+  (here / 'mine.py').write_text(next(text for _, text in BLOCKS if 'def get_config' in text))
+  (here / 'sounds.csv').write_text('file_name,label,split\n' + ''.join(
+      f'{i}.wav,{("rain", "engine")[i % 2]},{("train", "test")[i // 2 % 2]}\n' for i in range(20)))
+  monkeypatch.chdir(here)
+  assert run('prepare', '--manifest=sounds.csv', f'--audio_root={sounds}', '--out=data/another_prepared_folder',
+             '--text_encoder=minilm') == 0
+  line, = [line for line in LINES if '--config=mine.py' in line]
+  start(line, here, *SMALL, '--config.batch_size=4', '--config.data.folder=data/another_prepared_folder')
+  assert {'sounds/accuracy', 'probe/accuracy'} <= set(losses(here / 'runs' / 'mine')[1])
+
+
+def test_finetuning_of_the_readme_runs(here, sounds, tmp_path):
+  line, = [line for line in LINES if '--config=configs/finetune.py' in line]
+  start(line, here, '--config.epochs=1', '--config.batch_size=8', '--config.runs=1', f'--workdir={tmp_path}')
+  assert len(json.loads((tmp_path / 'results.json').read_text())['trials']) == 5
 
 
 @pytest.mark.parametrize('text', [text for kind, text in BLOCKS if kind == 'python' and 'import' in text],

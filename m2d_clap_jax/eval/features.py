@@ -32,8 +32,9 @@ def mean_cosine(features) -> float:
 
 
 def statistics(features) -> dict:
-  """[n, D] -> {'effective_rank', 'std', 'cosine'}."""
-  return {'effective_rank': effective_rank(features), 'std': std(features), 'cosine': mean_cosine(features)}
+  """[n, D] -> {'effective_rank', 'std', 'cosine'}; a single clip has no pairs, so no cosine."""
+  found = {'effective_rank': effective_rank(features), 'std': std(features)}
+  return found | ({'cosine': mean_cosine(features)} if len(features) > 1 else {})
 
 
 def _checked(features):
