@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import m2d_clap_jax
-from tests.command_helpers import save_model, save_recordings
+from m2d_clap_jax.data import demo
+from tests.command_helpers import run
 from tests.test_pretrain import ENVIRONMENT, ROOT
 
 EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
@@ -16,11 +17,20 @@ EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory):
-  """A folder with model/ and audio/; `here.usable`."""
+  """A folder with the demo's run, trained for a moment on few of its clips; `here.sounds` are some of its test clips."""
+  root = tmp_path_factory.mktemp('examples')
+  audio = demo.render(root / 'data' / 'demo' / 'audio', train_clips=8, test_clips=1,
+                      instruments=['flute', 'violin', 'trumpet', 'church organ'])
+  assert run('prepare', f'--manifest={audio}/manifest.csv', f'--audio_root={audio}', f'--out={root}/records',
+             '--text_encoder=minilm') == 0
+  subprocess.run([sys.executable, 'main.py', '--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo',
+                  '--config.data.demo=False', f'--config.data.folder={root}/records', '--config.batch_size=16',
+                  '--config.steps=8', '--config.evals={}'], cwd=ROOT, env=ENVIRONMENT, check=True)
+
   class Here:
-    root = tmp_path_factory.mktemp('examples')
-    folder = save_model(root / 'model')
-    usable = save_recordings(root / 'audio')
+    folder = root / 'runs' / 'demo'
+    sounds = [audio / 'test' / f'{name}-000.wav' for name in ('flute', 'violin', 'trumpet')]
+  Here.root = root
   return Here
 
 
@@ -33,20 +43,20 @@ def script(name, here, *arguments):
 
 
 def test_zero_shot_prints_the_models_scores(here):
-  first, *_, last = script('zero_shot.py', here, here.folder, *here.usable).splitlines()
+  first, *_, last = script('zero_shot.py', here, here.folder, *here.sounds).splitlines()
   model = m2d_clap_jax.load(here.folder)
-  row = model.classify(here.usable[0], labels=['flute', 'trumpet', 'piano', 'violin'],
+  row = model.classify(here.sounds[0], labels=['flute', 'trumpet', 'piano', 'violin'],
                        template=['{} can be heard', 'the sound of {}'])[0]
   assert [float(x) for x in re.findall(r' (-?\d\.\d{3})', first)] == pytest.approx(sorted(row)[::-1], abs=2e-3)
-  best = np.argmax(model.classify(here.usable, labels=['a long high note'], template='{}')[:, 0])
-  assert last.startswith(f'a long high note: {here.usable[best]} ')
+  best = np.argmax(model.classify(here.sounds, labels=['a long high note'], template='{}')[:, 0])
+  assert last.startswith(f'a long high note: {here.sounds[best]} ')
 
 
 def test_the_linear_probe_tells_different_sounds_apart(here):
-  for k, name in enumerate(here.usable[:2]):
+  for k, name in enumerate(here.sounds[:2]):
     (here.root / 'sounds' / f'class{k}').mkdir(parents=True)
     for i in range(4):
-      shutil.copy(name, here.root / 'sounds' / f'class{k}' / f'{i}.{name.rpartition(".")[2]}')
+      shutil.copy(name, here.root / 'sounds' / f'class{k}' / f'{i}{name.suffix}')
   (here.root / 'sounds' / 'class0' / '.DS_Store').write_text('no sound')
   (here.root / 'sounds' / 'class1' / 'notes.txt').write_text('nor this')
   assert script('linear_probe.py', here, here.folder, here.root / 'sounds') == '100.0% of 2 test sounds, 2 classes\n'
@@ -54,9 +64,9 @@ def test_the_linear_probe_tells_different_sounds_apart(here):
 
 
 def test_inside_draws_mask_attention_and_frames(here):
-  said = script('inside.py', here, here.folder, here.usable[0])
+  said = script('inside.py', here, here.folder, here.sounds[0])
   captions = ['a flute plays a melody', 'a trumpet plays a long note', 'someone plays a chord on a piano']
-  scores = m2d_clap_jax.load(here.folder).classify(here.usable[0], labels=captions, template='{}')[0]
+  scores = m2d_clap_jax.load(here.folder).classify(here.sounds[0], labels=captions, template='{}')[0]
   assert said.strip().endswith(f'nearest caption: {captions[np.argmax(scores)]}')
   patches, masked = map(int, re.match(r'(\d+) patches, (\d+) masked', said).groups())
   assert masked == patches - int(patches * (1 - 0.7))
