@@ -37,6 +37,10 @@ def base():
       'patch_size': (16, 16),
       'mask_ratio': 0.7,
       'text_width': 768,  # of the caption embeddings; None: no CLAP head
+      'audio_projector': 'mlp',  # or, as in models of 2025, 'semantic' with so many blocks and that MLP ratio
+      'semantic_depth': 1,
+      'semantic_mlp_ratio': 2.0,
+      'text_projector': placeholder(str),  # identity, linear or mlp; None: identity where the widths are equal, else linear
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32

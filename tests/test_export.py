@@ -1,9 +1,12 @@
 """From a training run to files that others open, and from files to a run that starts from them."""
+import dataclasses
+
 import numpy as np
 import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax import weights
+from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.torch_io import write
@@ -91,9 +94,34 @@ def test_weights_of_another_size_are_refused_by_name(run, data, tmp_path):  # no
   config.init = str(run)
   with pytest.raises(UserError, match=r'do not fit config.model: .*instead of'):
     pretrain.run(config, str(tmp_path / 'next'))
+  found = weights.read(run)
+  config.model.update(GOLDEN)
+  config.init = str(write.save_portable(dataclasses.replace(found, sample_rate=32000), tmp_path / 'of another rate'))
+  with pytest.raises(UserError, match='is for audio of 32000 Hz where the log-mels in .* are of 16000 Hz'):
+    pretrain.run(config, str(tmp_path / 'next'))
   config.init = str(tmp_path / 'nowhere')
   with pytest.raises(UserError, match='nowhere: no such file'):
     pretrain.run(config, str(tmp_path / 'next'))
+
+
+@pytest.mark.parametrize('name, told', [('fake', False), ('another', True)])
+def test_captions_of_another_text_encoder_than_that_of_the_weights_are_noticed(name, told, run, data, capsys):  # noqa: F811
+  found = weights.read(run)
+  other = found.text_encoder if name == 'fake' else found.text_encoder | {'name': name, 'hash': None}
+  pretrain.check_source(dataclasses.replace(found, text_encoder=other), Folder(data))
+  assert ('by another, those in' in capsys.readouterr().err) == told
+
+
+def test_models_of_2025_are_trained_further_with_settings_alone(data, tmp_path):  # noqa: F811
+  changes = {'model.audio_projector': 'semantic', 'model.semantic_depth': 2, 'model.text_projector': 'mlp'}
+  run = trained(data, tmp_path / 'first', **changes)
+  config = tiny_config(data, steps=1, init=str(run))
+  config.model.update(GOLDEN)
+  with pytest.raises(UserError, match='do not fit config.model'):
+    pretrain.run(config, str(tmp_path / 'next'))
+  config.update_from_flattened_dict(changes)
+  pretrain.run(config, str(tmp_path / 'next'))
+  assert weights.read(tmp_path / 'next').model['semantic_depth'] == 2
 
 
 def test_a_workdir_without_a_checkpoint_says_so(tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import jax
 
+from m2d_clap_jax.data.authors import Dictionaries
 from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
 from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.errors import UserError
@@ -145,6 +146,8 @@ def make_model(options: dict, folder: Folder, weights: Weights | None = None) ->
   stats = options.get('norm_stats') or (weights.network().norm_stats if weights else (meta['mean'], meta['std']))
   model = bind(M2DCLAP, options | {'norm_stats': stats}, 'config.model')()
   check_model(model)
+  if weights:
+    check_source(weights, folder)
   if meta['logmel']['n_mels'] != model.input_size[0]:
     raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
                     f'{model.input_size[0]}: prepare the data again or change the model')
@@ -157,6 +160,21 @@ def make_model(options: dict, folder: Folder, weights: Weights | None = None) ->
       raise UserError(f'{folder.path}: caption embeddings ({encoder["name"]}) are {encoder["width"]} wide where '
                       f'config.model.text_width is {model.text_width}: set it to {encoder["width"]}')
   return model
+
+
+def check_source(weights: Weights, folder: Folder):
+  """Whether the data are of the kind that the weights were trained on: UserError for another rate, which is another
+  input; a notice for captions of another text encoder, which can be learned anew."""
+  rate, encoder = folder.meta['logmel']['sample_rate'], folder.meta['text_encoder']
+  if weights.sample_rate != rate:
+    raise UserError(f'config.init={weights.source}: is for audio of {weights.sample_rate} Hz where the log-mels in '
+                    f'{folder.path} are of {rate} Hz: prepare with --sample_rate={weights.sample_rate}')
+  known = weights.text_encoder
+  if not known or not encoder or encoder['name'] == Dictionaries.name:  # which do not tell whose embeddings they hold
+    return
+  if encoder['hash'] != known['hash'] if known['hash'] else encoder['name'] != known['name']:
+    print(f'notice: {weights.source} was trained with captions embedded by {known["name"]}, those in {folder.path} are '
+          f'by {encoder["name"]}', file=sys.stderr)
 
 
 def check_model(model: M2DCLAP):
