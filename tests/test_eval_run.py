@@ -69,6 +69,15 @@ def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
       tmp_path / 'results.md').read_text()
 
 
+def test_results_of_another_model_are_not_overwritten(root, model, tmp_path):
+  first = run(root, model, tmp_path / 'run', 'zeroshot', 'splits')
+  assert run(root, model, tmp_path / 'run', 'zeroshot', 'splits') == first  # the same again is no harm
+  other = save_portable(tiny_weights(seed=1), tmp_path / 'other')
+  with pytest.raises(UserError, match='are the results of another model'):
+    run(root, other, tmp_path / 'run', 'zeroshot', 'splits')
+  assert json.loads((tmp_path / 'run' / 'results.json').read_text()) == first
+
+
 def test_linear_evaluation_of_several_labels_with_splits(root, model, tmp_path):
   result = run(root, model, tmp_path, 'linear', 'many', learning_rate=1e-2, max_epochs=40, runs=2)
   assert result['metric'] == 'mAP' and 0.5 < result['score'] <= 1 and len(result['scores']) == 1

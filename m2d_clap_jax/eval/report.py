@@ -27,6 +27,18 @@ def write(folder, result: dict):
   write_text(folder / TABLE, tables([_finite(full)]))
 
 
+def refuse_other(folder, fingerprint: str):
+  """Keeps the results of another model from being overwritten; those of the same model are made again."""
+  path = as_path(folder) / RESULTS
+  try:
+    before = json.loads(path.read_text())['model']
+    other, source = before['fingerprint'] != fingerprint, before['source']
+  except (OSError, ValueError, KeyError, TypeError):
+    return  # none, or none that anyone can use
+  if other:
+    raise UserError(f'{path}: are the results of another model, {source}: choose another --workdir, or delete the file')
+
+
 def merge(folders) -> str:
   """The paper's tables out of the results in several folders, each searched with its sub-folders -> Markdown.
 

@@ -35,6 +35,7 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   folder = make_workdir(workdir)
   refuse_damaged(opened, missing_files(opened), folder, damaged)
   pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+  report.refuse_other(folder, pipeline.fingerprint)
   check(job, opened, pipeline)
   whole = opened
   opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
