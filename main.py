@@ -37,7 +37,7 @@ def run():
   workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
   module, function = DRIVERS[config.job]
   getattr(importlib.import_module(module), function)(
-      config, workdir if '://' in workdir else os.path.abspath(workdir))
+      config, workdir if '://' in workdir else os.path.abspath(os.path.expanduser(workdir)))
 
 
 def by_hand(coordinator, process) -> dict:

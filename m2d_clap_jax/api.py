@@ -116,7 +116,8 @@ class Pipeline:
     """-> [n, E] captions in the space of `encode_audio`, not normalised; UserError without a CLAP head."""
     self._need_clap()
     embeddings = self.text_encoder(texts)
-    return np.asarray(self.network.apply(self.variables, embeddings, method='project_text'))
+    with jax.default_matmul_precision('highest'):  # as all else in float32
+      return np.asarray(self.network.apply(self.variables, embeddings, method='project_text'))
 
   def classify(self, waves, sample_rate: int | None = None, labels: Sequence[str] = (),
                template: str | Sequence[str] = TEMPLATE) -> np.ndarray:
@@ -203,8 +204,10 @@ class Pipeline:
     for i, clip in enumerate(clips):
       samples[i] = 0
       for number, piece in enumerate(self.logmel.chunks(_counted(clip.blocks(self.sample_rate), samples, i),
-                                                        columns * patch)):
-        width = -(-piece.shape[1] // patch)
+                                                        self.network.input_size[1])):
+        # Of a whole chunk, frames beyond the last whole patch are left out, as in training: 1001 are 62 columns.
+        width = min(columns, -(-piece.shape[1] // patch))
+        piece = piece[:, :width * patch]
         piece = np.pad(piece, ((0, 0), (0, width * patch - piece.shape[1])), constant_values=mean)
         yield Chunk(i, number, width, piece)
 

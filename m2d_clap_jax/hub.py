@@ -12,7 +12,17 @@ _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 
 def is_name(text) -> bool:
   """Whether a text has the form of a repository's name; a path may have it, too."""
-  return bool(_NAME.fullmatch(os.fspath(text)))
+  return _parts(os.fspath(text)) is not None
+
+
+def _parts(text: str) -> tuple[str, str | None] | None:
+  """(repository, revision) by the Hub's own rules for names; None of what is no name."""
+  match = _NAME.fullmatch(text)
+  if not match or len(match[1]) > 96 or '--' in match[1] or '..' in match[1]:
+    return None
+  if any(part[0] in '.-' or part[-1] in '.-' for part in match[1].split('/')):
+    return None
+  return match[1], match[2]
 
 
 def download(name: str, folder=None) -> str:
@@ -76,10 +86,10 @@ def upload(folder, name: str, *, private: bool = False) -> str:
 
 
 def _split(name: str) -> tuple[str, str | None]:
-  match = _NAME.fullmatch(name)
-  if not match:
+  parts = _parts(name)
+  if not parts:
     raise UserError(f'{name}: is not the name of a model on the Hub, ORGANISATION/NAME or ORGANISATION/NAME@REVISION')
-  return match[1], match[2]
+  return parts
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,13 @@ from collections.abc import Callable, Mapping
 from m2d_clap_jax.errors import UserError
 
 
+def at_least_one(where: str, **values: int):
+  """Raises UserError for a number below 1. where: what the values belong to, e.g. 'config.checkpoints'."""
+  for key, value in values.items():
+    if value < 1:
+      raise UserError(f'{where}.{key}={value}: must be at least 1')
+
+
 def bind(function: Callable, options: Mapping, where: str, given: tuple[str, ...] = ()) -> Callable:
   """functools.partial(function, **options), after checking that the function takes each option.
 

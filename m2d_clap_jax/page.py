@@ -16,6 +16,7 @@ from m2d_clap_jax.audio.io import AudioError, load
 from m2d_clap_jax.commands.files import reason_of
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
+from m2d_clap_jax.paths import is_remote
 
 MOST_SECONDS = 600  # of a sound
 MOST_UPLOAD = '100mb'
@@ -31,8 +32,7 @@ class Trial:
   def __init__(self, pipeline: Pipeline, files: list[str] = (), embeddings: np.ndarray | None = None):
     pipeline.encode_text(['ready'])  # what is missing is told before there is a page, and the first answer is quick
     self.pipeline, self.files = pipeline, list(files)
-    above = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ''
-    self.names = {file: os.path.relpath(file, above) for file in files}  # as people see them
+    self.names = _names(files)
     self.embeddings = None if embeddings is None else np.asarray(normalize(embeddings))
 
   def classify(self, sound: str | None, texts: str, kind: str = LABELS) -> tuple[np.ndarray, list[tuple[str, float]]]:
@@ -57,9 +57,18 @@ class Trial:
 
   def search(self, text: str) -> list[tuple[str, float]]:
     """A sentence -> [(file, cosine similarity)] of the sounds nearest to it."""
-    sentence, = read_lines(text.replace('\n', ' '), 'Write what you want to hear, as in: a dog barks in the distance')
+    sentence, = read_lines(' '.join(text.split()), 'Write what you want to hear, as in: a dog barks in the distance')
     scores = self.embeddings @ np.asarray(normalize(self.pipeline.encode_text([sentence])))[0]
     return [(self.files[i], float(scores[i])) for i in np.argsort(-scores, kind='stable')[:FOUND]]
+
+
+def _names(files: list[str]) -> dict[str, str]:
+  """{file: its name below the folder that holds all of them}, as people see them; whole paths where there is none."""
+  if any(map(is_remote, files)):
+    return {file: file for file in files}
+  places = {file: os.path.abspath(file) for file in files}
+  above = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if files else ''
+  return {file: os.path.relpath(place, above) for file, place in places.items()}
 
 
 def read_lines(text: str, empty: str = 'Write at least one label or caption, one on each line.') -> list[str]:
@@ -145,7 +154,7 @@ def serve(trial: Trial, *, host: str, port: int | None):
     try:
       import gradio
     except ImportError:
-      raise UserError("the page needs gradio: pip install 'm2d-clap-jax[demo]'") from None
+      raise UserError("the page needs gradio: pip install -e '.[demo]'") from None
     page = build(trial, folder)
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # none from elsewhere
     try:

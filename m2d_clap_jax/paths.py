@@ -43,7 +43,7 @@ def as_path(place) -> epath.Path:
     package, extra = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
       raise UserError(f'{place}: {scheme}:// needs the package {package}: pip install '
-                      + (f"'m2d-clap-jax[{extra}]'" if extra else package))
+                      + (f"-e '.[{extra}]'" if extra else package))
     _no_listings_kept(scheme)
     return epath.Path(place)
   return epath.Path(place).expanduser()
@@ -238,17 +238,29 @@ def stamps(root, names: Iterable[str]) -> dict[str, tuple[int, str]]:
       return about.st_size, str(about.st_mtime_ns)
     except OSError:
       return None
-  names = list(names)
+  names, root = list(names), os.path.expanduser(root)
   with ThreadPoolExecutor(_THREADS) as pool:
     return {name: about for name, about in zip(names, pool.map(stamp, names)) if about}
 
 
 def files_under(folder) -> list[str]:
-  """Names, relative to a folder, of all files in it and its sub-folders, sorted."""
+  """Names, relative to a folder, of all files in it and its sub-folders, links to folders followed, sorted.
+
+  Raises:
+    UserError: one of the folders may not be read.
+  """
   if is_remote(folder):
     return sorted(_listing(folder))
-  found = []
-  for here, _, files in os.walk(folder):
+
+  def refuse(error):
+    raise UserError(f'{error.filename}: cannot be read ({error.strerror}): what is in it would be left out')
+  found, seen, folder = [], set(), os.path.expanduser(folder)
+  for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    real = os.path.realpath(here)
+    if real in seen:  # a link that leads back up
+      folders.clear()
+      continue
+    seen.add(real)
     inside = os.path.relpath(here, folder)
     found += files if inside == '.' else [os.path.join(inside, name) for name in files]
   return sorted(found)
@@ -268,7 +280,7 @@ def glob(pattern) -> list[str]:
   """Files that a pattern names, sorted; ** goes through sub-folders."""
   if not is_remote(pattern):
     import glob as standard
-    return sorted(standard.glob(os.fspath(pattern), recursive=True))
+    return sorted(standard.glob(os.path.expanduser(pattern), recursive=True))
   return sorted(f'{scheme_of(pattern)}://{name}' for name in filesystem(pattern).glob(os.fspath(pattern)))
 
 

@@ -164,7 +164,9 @@ def _overridden(weights: Weights, overrides: Mapping) -> Weights:
   name = overrides.pop('text_encoder', None)
   text_encoder = weights.text_encoder
   if name:
-    text_encoder = {'name': str(name), 'pooling': (text_encoder or {}).get('pooling', 'mean'), 'hash': None,
+    from m2d_clap_jax.torch_io.public import pooling_of
+    pooling = pooling_of(name, (text_encoder or {}).get('pooling', 'mean'))
+    text_encoder = {'name': str(name), 'pooling': pooling, 'hash': None,
                     'width': weights.model.get('text_width')}
   return dataclasses.replace(weights, model=weights.model | overrides, sample_rate=sample_rate,
                              text_encoder=text_encoder)

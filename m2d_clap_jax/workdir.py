@@ -1,5 +1,6 @@
 """The folder that a job writes into."""
 import os
+import socket
 
 from etils import epath
 
@@ -12,9 +13,10 @@ def make_workdir(workdir) -> epath.Path:
   try:
     path = as_path(workdir)
     make_folder(path)
-    probe = path / f'.writable-{os.getpid()}'  # of this process: others of the run try the same
+    # Of this process: others of the run try the same. In containers the numbers of processes are all alike.
+    probe = path / f'.writable-{socket.gethostname()}-{os.getpid()}'
     probe.write_text('')
-    probe.unlink()
+    probe.unlink(missing_ok=True)
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror or error}): choose another') from error
   return path

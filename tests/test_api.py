@@ -116,6 +116,15 @@ def test_the_bucket_that_a_clip_falls_into_does_not_matter(model, music):
     np.testing.assert_allclose(model.embed(clip), unpadded, atol=2e-6 * np.abs(unpadded).max())
 
 
+def test_a_crop_that_is_no_whole_number_of_patches_is_one_piece(music):
+  model = m2d_clap_jax.load(tiny_weights(input_size=(80, 101)))  # as 80x1001: 6 columns of 16, and 5 frames
+  second = music[:16000]  # 101 frames
+  piece, = model.chunks(second)
+  np.testing.assert_array_equal(piece.logmel, model.logmel.numpy(second)[:, :96])
+  assert model.encode_frames(second)[0].shape == (1, 6, 480)
+  assert [chunk.columns for chunk in model.chunks(music[:3 * 16000])] == [6, 6, 6]
+
+
 def test_odd_lengths_do_not_compile_again(model, music):
   model.embed([music[:n] for n in (1, 3000, 6000, 14000)])
   before = model._pooled._cache_size()

@@ -166,6 +166,11 @@ def test_integer_arrays_are_scaled_to_one(dtype, top):
   assert wave.dtype == np.float32
 
 
+def test_sixteen_bits_in_sixty_four_are_not_taken_for_silence():
+  with pytest.raises(ValueError, match='int64 is not understood'):
+    io.as_mono([0, 20000, -20000])
+
+
 def test_unsigned_bytes_are_centred():
   np.testing.assert_array_equal(io.as_mono(np.array([0, 128, 192], np.uint8)), np.array([-1, 0, 0.5], np.float32))
 

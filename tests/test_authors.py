@@ -59,6 +59,19 @@ def test_the_authors_folders_are_taken_as_they_are(folder):
   assert len(list(tfds.builder_from_directory(str(folder / 'out')).as_dataset(split='train'))) == 3
 
 
+def test_linked_folders_are_searched_and_odd_names_told(folder):
+  (folder / 'elsewhere').mkdir()
+  np.save(folder / 'elsewhere' / 'abcdefghijk.npy', vectors(80, 50))
+  (folder / 'logmels' / 'linked').symlink_to(folder / 'elsewhere')
+  (folder / 'elsewhere' / 'back').symlink_to(folder / 'logmels')  # a circle
+  with open(os.fsencode(folder / 'elsewhere') + b'/caf\xe9.npy', 'wb') as file:
+    np.save(file, vectors(80, 50))
+  assert run(folder, '--text_encoder=none') == 0
+  split = Folder(folder / 'out').split('train')
+  assert [clip.key for clip in map(split.clip, range(split.num_clips))].count('linked/abcdefghijk.npy') == 1
+  assert 'caf\ufffd.npy,its name is not valid UTF-8' in (folder / 'out' / 'rejected.csv').read_text()
+
+
 def test_log_mels_alone_must_be_asked_for(folder, capsys):
   assert run(folder) == 2
   assert '--text_encoder=none' in capsys.readouterr().err

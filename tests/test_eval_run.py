@@ -69,6 +69,23 @@ def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
       tmp_path / 'results.md').read_text()
 
 
+def test_zero_shot_needs_and_embeds_the_test_clips_alone(root, model, tmp_path):
+  expected = run(root, model, tmp_path / 'all', 'zeroshot', 'splits')
+  for i in range(60):
+    if i // 3 % 4 == 3:
+      (tmp_path / 'test').mkdir(exist_ok=True)
+      (tmp_path / 'test' / f'{i}.flac').write_bytes((root / f'{i}.flac').read_bytes())
+  (tmp_path / 'test' / 'splits.csv').write_text((root / 'splits.csv').read_text())
+  found = run(tmp_path / 'test', model, tmp_path / 'alone', 'zeroshot', 'splits')
+  assert found['score'] == expected['score'] and found['clips'] == {'used': 15, 'rejected': {}}
+
+
+@pytest.mark.parametrize('key', ['runs', 'batch_size', 'max_epochs'])
+def test_a_protocol_of_nothing_is_refused(key, root, model, tmp_path):
+  with pytest.raises(UserError, match=f'config.protocol.{key}=0: must be at least 1'):
+    run(root, model, tmp_path, 'linear', 'folds', **{key: 0})
+
+
 def test_results_of_another_model_are_not_overwritten(root, model, tmp_path):
   first = run(root, model, tmp_path / 'run', 'zeroshot', 'splits')
   assert run(root, model, tmp_path / 'run', 'zeroshot', 'splits') == first  # the same again is no harm

@@ -117,6 +117,18 @@ def test_a_truncated_shard_is_fatal_by_default_and_skipped_by_choice(damaged, tm
     pretrain.run(config, tmp_path / 'other')
 
 
+def test_a_signal_between_two_trainings_of_a_process_ends_the_next_once():
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    first = faults.Preemption()
+    assert not first.reached()
+    signal.raise_signal(signal.SIGTERM)  # while results are written, or the next is being compiled
+    second = faults.Preemption()
+    assert second.reached() and not faults.Preemption().reached()
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_data_of_which_nothing_can_be_read_is_an_error(damaged, tmp_path):
   for path in damaged.glob('*.tfrecord'):
     path.write_bytes(b'')

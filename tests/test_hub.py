@@ -163,6 +163,15 @@ def test_without_network_one_line_tells_what_was_looked_for(tmp_path, monkeypatc
     read('runs/clipz')
 
 
+@pytest.mark.parametrize('path', ['./exported', '../clips', 'runs/clips.', 'models/a--b', 'lab/' + 'x' * 99])
+def test_a_mistyped_path_that_cannot_be_a_name_is_told_as_a_path(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='no such file'):
+    read(path)
+  with pytest.raises(UserError, match='is not the name of a model'):
+    hub.download(path)
+
+
 def test_a_folder_wins_over_a_name_and_only_portable_ones_are_pushed(portable, tmp_path, monkeypatch):
   (tmp_path / 'lab').mkdir()
   portable.rename(tmp_path / 'lab' / 'model')

@@ -43,9 +43,15 @@ def test_texts_are_ranked_by_the_pipelines_cosines(here, kind, template):
 
 def test_a_search_finds_the_sounds_nearest_to_the_sentence(here):
   cosines = here.model.classify(here.usable, labels=['a dog barks'], template='{}')[:, 0]
-  found = here.trial.search(' a dog\nbarks ')
+  found = here.trial.search(' a dog\r\nbarks\u2028')
   assert [name for name, _ in found] == [here.usable[i] for i in np.argsort(-cosines)]
   np.testing.assert_allclose([score for _, score in found], sorted(cosines)[::-1], atol=1e-6)
+
+
+def test_sounds_may_be_named_from_here_and_from_elsewhere(here, monkeypatch):
+  monkeypatch.chdir(here.root / 'audio')
+  files = ['a.wav', here.usable[3]]
+  assert page.Trial(here.model, files).names == {'a.wav': 'a.wav', here.usable[3]: 'more/d.opus'}
 
 
 @pytest.mark.parametrize('sound,texts,message', [

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_clap_jax import cli
+from m2d_clap_jax import cli, paths
 from m2d_clap_jax.audio import LogMel, io
-from m2d_clap_jax.data import prepare
+from m2d_clap_jax.data import embeddings, prepare
+from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.data.records import Folder
 from m2d_clap_jax.errors import UserError
 from tests.prepare_helpers import FakeEncoder, contents, corpus, noise, write_manifest
@@ -140,6 +141,26 @@ def test_the_result_depends_neither_on_workers_nor_on_row_order(tmp_path):
   assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
   assert sorted(text for call in encoder.calls for text in call) == sorted(
       {f'sound number {i}' for i in range(12)} | {f'kind {i}' for i in range(5)})
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  corpus(tmp_path / 'wavs', 3)
+  assert cli.main(['prepare', '--manifest=~/wavs/manifest.csv', '--audio_root=~/wavs', '--out=~/out', '--workers=1',
+                   '--text_encoder=none']) == 0
+  assert Folder('~/out').split('train').num_clips == 3
+  assert paths.files_under('~/wavs')[:2] == ['0.wav', '1.wav'] and len(paths.glob('~/wavs/*.wav')) == 3
+  assert set(paths.stamps('~/wavs', ['0.wav', 'none.wav'])) == {'0.wav'}
+
+
+def test_captions_of_any_number_keep_no_files_open(tmp_path, monkeypatch):
+  monkeypatch.setattr(embeddings, 'BLOCK', 2)
+  rows = [Row(f'{i}.wav', captions=[f'sound number {i}']) for i in range(100)]
+  bank = embeddings.CaptionBank(tmp_path, [row.captions[0] for row in rows], FakeEncoder(), 'float16')
+  bank.embed(rows, lambda done, total: None)
+  before = len(os.listdir('/proc/self/fd'))
+  kept = [bank(row) for row in rows]
+  assert len(kept) == 100 and len(os.listdir('/proc/self/fd')) - before < 5
 
 
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path):

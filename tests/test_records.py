@@ -109,6 +109,15 @@ def test_a_damaged_record_is_named_by_shard_and_number(folder, tmp_path):
     Folder(out).split('train').clip(9)
 
 
+def test_a_record_without_its_values_is_named_too(folder):
+  import tensorflow as tf
+  split = Folder(folder).split('train')
+  example = tf.train.Example.FromString(split.read([9])[0])
+  del example.features.feature['num_frames'].int64_list.value[:]
+  with pytest.raises(UserError, match=r'record \d+: damaged'):
+    split._decoded(9, example.SerializeToString())
+
+
 def test_folders_that_are_none_are_told(folder, tmp_path):
   with pytest.raises(UserError, match='not a prepared data folder'):
     Folder(tmp_path)

@@ -12,7 +12,7 @@ from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.torch_io import rules, write
-from m2d_clap_jax.torch_io.public import name_fields
+from m2d_clap_jax.torch_io.public import name_fields, text_encoder
 from tests import reference
 
 TINY = dict(heads=3, predictor_heads=4)  # what shapes do not tell: these heads are 32 and 16 wide
@@ -112,6 +112,14 @@ def test_every_rule_reads_the_same_in_both_directions():
 ])
 def test_folder_names_tell_sizes_rate_and_text_encoder(name, expected):
   assert name_fields(name) == expected
+
+
+def test_a_text_encoder_that_is_named_brings_its_own_pooling():
+  named = [text_encoder('A', name, {'text_width': 768}) for name in (None, 'bert-base-uncased', 'my/encoder')]
+  assert [each['pooling'] for each in named] == ['mean', 'cls', 'mean']
+  model = {'text_width': 768}
+  other = weights._overridden(weights.Weights(model, {}, text_encoder=named[0]), {'text_encoder': 'bert-base-uncased'})
+  assert other.text_encoder['pooling'] == 'cls'
 
 
 def encoder_tensors(patch, columns, width=64, depth=2, rows=None):

@@ -89,10 +89,11 @@ def as_mono(wave, channel_axis=None):
     raise ValueError(f'channel_axis={channel_axis} does not fit a wave of shape {wave.shape}')
   if wave.dtype == np.uint8:
     wave = (wave.astype(np.float32) - 128) / 128
-  elif np.issubdtype(wave.dtype, np.signedinteger):
+  elif wave.dtype in (np.int8, np.int16, np.int32):
     wave = wave.astype(np.float32) / np.float32(2.0 ** (8 * wave.dtype.itemsize - 1))
   elif not np.issubdtype(wave.dtype, np.floating):
-    raise ValueError(f'a wave of {wave.dtype} is not understood: use floats, signed integers or uint8')
+    # No recording has 64 bits: such are 16-bit samples in a wider type, and scaled by their type would be silence.
+    raise ValueError(f'a wave of {wave.dtype} is not understood: use floats in [-1, 1], int8, int16, int32 or uint8')
   if channel_axis is not None:
     wave = wave.mean(channel_axis)
   return np.asarray(wave, np.float32)

@@ -7,7 +7,7 @@ def add_arguments(p):
   p.description = """\
 Shows a page on this machine: drop or record a sound, write labels or captions,
 and see its spectrogram and which of them fit. With --sounds also a search of
-those sounds by text. Needs gradio: pip install 'm2d-clap-jax[demo]'."""
+those sounds by text. Needs gradio: pip install -e '.[demo]'."""
   p.epilog = """\
 examples:
   m2d-clap demo runs/clips

@@ -74,6 +74,7 @@ def printable(name: str) -> str:
 
 
 def _search(folder: str) -> list[str]:
+  folder = os.fspath(as_path(folder))
   return [os.path.join(folder, name) for name in files_under(folder)
           if name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))]
 

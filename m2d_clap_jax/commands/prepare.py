@@ -58,8 +58,8 @@ def run(args):
   else:
     if args.caption_embeddings:
       raise UserError('--caption_embeddings belongs to --logmels; with --manifest choose a --text_encoder')
-    manifest = args.manifest if is_remote(args.manifest) else os.path.abspath(args.manifest)
-    root = args.audio_root or os.path.dirname(manifest)
-    meta = prepare.prepare(args.manifest, root, args.out, **common)
+    manifest = os.path.expanduser(args.manifest)
+    root = args.audio_root or os.path.dirname(manifest if is_remote(manifest) else os.path.abspath(manifest))
+    meta = prepare.prepare(manifest, root, args.out, **common)
   if meta:
     print(prepare.summary(meta, args.out))

@@ -6,6 +6,7 @@ unpickler that can build arrays, dicts, strings and numbers and nothing else.
 import copy
 import hashlib
 import io
+import os
 import pickle
 
 import numpy as np
@@ -37,7 +38,11 @@ def list_logmels(folder, split='train'):
   names = [name for name in names if not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
     raise UserError(f'{folder}: holds no .npy files: check --logmels')
-  return [Row(name, split=split) for name in names]
+  rows = []
+  for name in names:
+    printable = os.fsencode(name).decode('utf-8', 'replace')
+    rows.append(Row(printable, split=split, reason='' if printable == name else 'its name is not valid UTF-8'))
+  return rows
 
 
 def load_dictionary(path):

@@ -248,7 +248,7 @@ def _require(module: str, package: str) -> pathlib.Path:
 def _local(folder) -> pathlib.Path:
   if '://' in str(folder):
     raise UserError(f'{folder}: the demo corpus can only be rendered into a local folder')
-  return pathlib.Path(folder)
+  return pathlib.Path(folder).expanduser()
 
 
 def _finished(folder: pathlib.Path, settings: dict) -> bool:

@@ -1,5 +1,6 @@
 """From a data folder to arrays: training batches by step number, and whole splits for evaluation."""
 import collections
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -56,8 +57,10 @@ def pick_caption(clip: schema.Clip, u: float) -> np.ndarray:
   return clip.caption_embeddings[int(u * len(clip.caption_embeddings))]
 
 
-def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int = 2, ahead: int = 4) -> Iterator[dict]:
-  """Yields make(start), ..., make(stop - 1) in order, computed by threads up to `ahead` items early."""
+def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int | None = None) -> Iterator[dict]:
+  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one a core, 2 to 8), two items more early."""
+  threads = threads or min(8, max(2, len(os.sched_getaffinity(0))))
+  ahead = threads + 2
   with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:
     waiting = collections.deque(pool.submit(make, i) for i in range(start, min(start + ahead, stop)))
     try:

@@ -51,6 +51,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
+  audio_root = os.fspath(paths.as_path(audio_root))
   if beam is not None:
     audio_root, out = _absolute(audio_root), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
@@ -77,7 +78,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     if todo and beam is not None:
       blocks = bank.missing([row for job in todo for row in job.rows]) if bank else []
       _pipeline().run(out, todo, source, _parts(bank, todo), beam, blocks, bank and bank.part([]).make_block,
-                      functools.partial(_encoder, text_encoder))
+                      functools.partial(_encoder, _everywhere(text_encoder)))
       return _complete(out, jobs, task)
     if bank:
       with shards.writing(out):
@@ -100,6 +101,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
     others: as in `prepare`.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
+  logmels = os.fspath(paths.as_path(logmels))
   if beam is not None:
     logmels, out = _absolute(logmels), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
@@ -163,7 +165,7 @@ def _complete(out, jobs, task):
     print(f'{out}: {missing} of {len(jobs)} shards belong to tasks that are not done; the last one completes the folder',
           file=sys.stderr)
     return None
-  meta = shards.write_metadata(out)
+  meta = shards.write_metadata(out, alone=task is None)
   embeddings.remove_blocks(out)
   return meta
 
@@ -173,13 +175,20 @@ def _pipeline():
   try:
     from m2d_clap_jax.data import beam_pipeline
   except ImportError as error:
-    raise UserError(f"--beam needs Apache Beam ({error}): pip install 'm2d-clap-jax[beam]'") from error
+    raise UserError(f"--beam needs Apache Beam ({error}): pip install -e '.[beam]'") from error
   return beam_pipeline
 
 
 def _absolute(place):
   """A path that means the same to workers, which start in other folders."""
   return place if paths.is_remote(place) else os.path.abspath(paths.as_path(place))
+
+
+def _everywhere(text_encoder):
+  """The text encoder for workers: a folder by its whole path, a name or an object as it is."""
+  if isinstance(text_encoder, str | os.PathLike) and paths.as_path(text_encoder).is_dir():
+    return _absolute(text_encoder)
+  return text_encoder
 
 
 def _parts(bank, jobs):

@@ -139,7 +139,7 @@ class Split:
   def _decoded(self, i, data):
     try:
       return schema.decode(data, self.meta)
-    except ValueError as e:
+    except (ValueError, IndexError) as e:
       raise UserError(f'{self.where(i)}: damaged ({e}): delete this file and prepare the data again') from e
 
   def where(self, i):

@@ -176,8 +176,11 @@ def read_json(path):
     raise UserError(f'{path}: cannot be read ({e}): delete it and prepare the data again') from e
 
 
-def write_metadata(out):
-  """Merges all sidecars of the folder into prepare.json (returned), rejected.csv and TFDS' metadata."""
+def write_metadata(out, alone=True):
+  """Merges all sidecars of the folder into prepare.json (returned), rejected.csv and TFDS' metadata.
+
+  alone: as in `paths.replacing`; tasks may end at the same time.
+  """
   splits = collections.defaultdict(dict)
   total = {}
   for name in paths.names_in(out):
@@ -194,10 +197,10 @@ def write_metadata(out):
   meta = _merge(splits)
   if meta['std'] < 1e-3:
     raise UserError(f'{out}: all clips are digital silence: check the audio files')
-  _write_rejected(out, splits)
+  _write_rejected(out, splits, alone)
   with writing(os.path.join(out, 'dataset_info.json')):
     _write_tfds(out, meta, splits)
-  write_text(os.path.join(out, 'prepare.json'), json.dumps(meta, indent=2) + '\n')
+  write_text(os.path.join(out, 'prepare.json'), json.dumps(meta, indent=2) + '\n', alone)
   return meta
 
 
@@ -223,19 +226,19 @@ def _all_rejected(out, split, sidecars, count):
   example = next(f'{name}: {why}' for s in sidecars for name, why, _ in s['rejected_files'] if why == most)
   for i in range(count):
     for suffix in ('tfrecord.json', 'tfrecord'):
-      paths.as_path(os.path.join(out, f'{split}-{i:05d}-of-{count:05d}.{suffix}')).unlink()
+      paths.as_path(os.path.join(out, f'{split}-{i:05d}-of-{count:05d}.{suffix}')).unlink(missing_ok=True)
   raise UserError(f'{out}: every file of split {split!r} was rejected, most often ({reasons[most]} of '
                   f'{sum(reasons.values())}) as in {example}')
 
 
-def _write_rejected(out, splits):
+def _write_rejected(out, splits, alone):
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
   table.writerow(['file', 'reason', 'split', 'rows'])
   for split, sidecars in sorted(splits.items()):
     rows = [(name, reason, split, rows) for s in sidecars.values() for name, reason, rows in s['rejected_files']]
     table.writerows(sorted(rows))
-  write_text(os.path.join(out, 'rejected.csv'), text.getvalue())
+  write_text(os.path.join(out, 'rejected.csv'), text.getvalue(), alone)
 
 
 def _write_tfds(out, meta, splits):

@@ -86,9 +86,10 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
     raise UserError(f'config.task={name}: is none of {", ".join(TASKS)}; for a task of your own also give '
                     'config.data.seconds, the length of its clips')
   settings = settings or Settings(seconds)
+  root = os.fspath(as_path(root))
   path = csv_file or _find(name, root)
   clips = read_metadata(path)
-  _check_files(root, clips, path)
+  _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
   retrieval = any(clip.captions for clip in clips)
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
   multi_label = any(len(clip.labels) > 1 for clip in clips)

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_clap_jax.audio.io import AudioError
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import is_remote
+from m2d_clap_jax.paths import is_remote, replacing
 
 SHARD = 4096  # clips of a file: all of AudioSet's stay below the 1,024 files that a process may have open
 SCALE = 32767  # of int16, which holds what 16-bit recordings hold, in half the bytes of float32
@@ -85,7 +85,5 @@ class Waves:
 
 
 def _replace(path: pathlib.Path, write):
-  partial = path.with_suffix(f'.{os.getpid()}.tmp')
-  with open(partial, 'wb') as file:
+  with replacing(path) as name, open(name, 'wb') as file:
     write(file)
-  partial.replace(path)

@@ -10,7 +10,7 @@ from m2d_clap_jax.eval import linear_protocol, metrics, report
 from m2d_clap_jax.eval.extract import Features, extract, missing_files, refuse_damaged, summary
 from m2d_clap_jax.eval.figures import draw_classes
 from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
-from m2d_clap_jax.options import bind
+from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.workdir import make_workdir
 
@@ -32,6 +32,8 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   data = dict(data)
   damaged = data.pop('damaged', 'fail')
   opened = bind(open_data, data, 'config.data', given=('task',))(task)
+  if job != 'linear':  # of the others only the classes count
+    opened = opened.restrict({clip.file for clip in test_clips(opened)})
   folder = make_workdir(workdir)
   refuse_damaged(opened, missing_files(opened), folder, damaged)
   pipeline = api.load(init, **{key: value for key, value in model.items() if value})
@@ -84,6 +86,7 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: 
            weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200, patience: int = 20) -> dict:
   """The paper's linear evaluation, `runs` times; the other options are those of `linear_protocol.run`."""
   del pipeline
+  at_least_one('config.protocol', runs=runs, batch_size=batch_size, max_epochs=max_epochs)
   targets = opened.targets(opened.clips)
   number = {clip.file: i for i, clip in enumerate(opened.clips)}
   folds = opened.folds or (None,)

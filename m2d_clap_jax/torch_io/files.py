@@ -72,7 +72,7 @@ def _read_pth(path, name: str) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError:
-    raise UserError(f"{path}: reading .pth files needs PyTorch: pip install 'm2d-clap-jax[torch]', or convert the file "
+    raise UserError(f"{path}: reading .pth files needs PyTorch: pip install -e '.[torch]', or convert the file "
                     'to .safetensors elsewhere') from None
   try:
     content = torch.load(name, map_location='cpu', weights_only=True)

@@ -116,7 +116,12 @@ def text_encoder(letter: str, name: str | None, model: dict) -> dict | None:
   if model['text_width'] is None:
     return None
   known, pooling = TEXT_ENCODERS[letter]
-  return {'name': str(name or known), 'pooling': pooling, 'hash': None, 'width': model['text_width']}
+  return {'name': str(name or known), 'pooling': pooling_of(name, pooling), 'hash': None, 'width': model['text_width']}
+
+
+def pooling_of(name, otherwise: str) -> str:
+  """How a text encoder's tokens become a sentence embedding: known of the authors' own encoders."""
+  return dict(TEXT_ENCODERS.values()).get(str(name), otherwise)
 
 
 def _count(shapes, blocks: str) -> int:

@@ -42,7 +42,7 @@ def save_pth(weights: Weights, folder, epoch: int = 0):
   try:
     import torch
   except ImportError:
-    raise UserError("writing .pth files needs PyTorch: pip install 'm2d-clap-jax[torch]', or export a portable "
+    raise UserError("writing .pth files needs PyTorch: pip install -e '.[torch]', or export a portable "
                     'folder instead') from None
   tensors = {name: torch.from_numpy(np.array(value)) for name, value in public_tensors(weights).items()}
   path = as_path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
 from m2d_clap_jax.quiet import quiet
 from m2d_clap_jax.train.state import TrainState
@@ -29,6 +30,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, keep: int = 2, keep_every: int | None = None):
+    at_least_one('config.checkpoints', keep=keep, keep_every=1 if keep_every is None else keep_every)
     self.folder = _folder(workdir)
     # TensorStore and gcsfs have kinds of their own for what a store refuses.
     self._refusals = Exception if is_remote(self.folder) else OSError

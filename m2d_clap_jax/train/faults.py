@@ -1,4 +1,5 @@
 """Machines that are taken away, and runs that do not get on."""
+import itertools
 import os
 import signal
 import sys
@@ -18,21 +19,25 @@ class Preempted(Exception):
 class Preemption:
   """Notices SIGTERM, with which clouds, Slurm and Kubernetes announce that a machine is taken away.
 
-  With several processes, each may get the signal at another moment; JAX's coordination then agrees on one step.
+  With several processes, each may get the signal at another moment; JAX's coordination then agrees on one call of
+  `reached`. A signal between two trainings of a process is noticed by the next.
   """
+  _told = threading.Event()
+  _calls = itertools.count(1)  # over all trainings of the process: JAX waits for a number that is yet to come
 
   def __init__(self):
-    self._told = threading.Event()
     # With several processes JAX listens for the signal itself.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       signal.signal(signal.SIGTERM, lambda *_: self._told.set())
 
-  def reached(self, step: int) -> bool:
-    """Whether to save and leave after this step; the same answer in every process."""
+  def reached(self) -> bool:
+    """Whether to save and leave after this step; to be called once a step, with the same answer in every process."""
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._told.is_set()
+      return multihost_utils.reached_preemption_sync_point(next(self._calls))
+    told = self._told.is_set()
+    self._told.clear()
+    return told
 
 
 class Watchdog:

@@ -17,7 +17,7 @@ from m2d_clap_jax.eval.extract import missing_files, refuse_damaged, wave_of
 from m2d_clap_jax.eval.linear_protocol import mean_and_interval
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
-from m2d_clap_jax.options import bind
+from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.paths import is_remote, stamps
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.train import sharding
@@ -51,9 +51,8 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
              save_every: int, evals_every: int):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
-  for key in ('batch_size', 'epochs', 'runs', 'log_every', 'save_every', 'evals_every'):
-    if settings[key] < 1:
-      raise UserError(f'config.{key}={settings[key]}: must be at least 1')
+  at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
+               evals_every=evals_every)
   if head not in HEADS:
     raise UserError(f'config.head={head!r}: unknown; known: {", ".join(HEADS)}')
   if head == 'linear' and not init:

@@ -12,7 +12,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval.evaluators import make_evaluators
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible
-from m2d_clap_jax.options import bind
+from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
@@ -40,9 +40,9 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
              evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
-  for key in ('batch_size', 'log_every', 'save_every', 'statistics_every', 'evals_every'):
-    if settings[key] < 1:
-      raise UserError(f'config.{key}={settings[key]}: must be at least 1')
+  at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
+               statistics_every=statistics_every, evals_every=evals_every)
+  at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
   workdir = make_workdir(workdir)
   folder, split = bind(open_data, data, 'config.data')()
   weights = read(init) if init else None
@@ -110,7 +110,7 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
       if step % save_every == 0 or step == total:
         save()
     watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
-    if preemption.reached(step):
+    if preemption.reached():
       save()
       saved.close()
       log.close()
@@ -190,9 +190,14 @@ def check_model(model: M2DCLAP):
   if not 0 < visible < model.num_patches:
     raise UserError(f'config.model.mask_ratio={model.mask_ratio}: leaves {visible} of {model.num_patches} patches '
                     'visible, where some must be visible and some masked')
-  for key, known in {'predict': ('features', 'pixels'), 'dtype': ('float32', 'bfloat16')}.items():
+  for key, known in {'predict': ('features', 'pixels'), 'dtype': ('float32', 'bfloat16'),
+                     'audio_projector': ('mlp', 'semantic'),
+                     'text_projector': (None, 'identity', 'linear', 'mlp')}.items():
     if getattr(model, key) not in known:
-      raise UserError(f'config.model.{key}={getattr(model, key)!r}: unknown; known: {", ".join(known)}')
+      raise UserError(f'config.model.{key}={getattr(model, key)!r}: unknown; known: {", ".join(map(str, known))}')
+  if model.text_projector == 'identity' and model.text_width not in (None, model.width):
+    raise UserError(f'config.model.text_projector=identity: needs config.model.text_width={model.width}, the width of the '
+                    f'encoder, where it is {model.text_width}')
 
 
 def count_parameters(model: M2DCLAP) -> int:

@@ -157,7 +157,7 @@ class Trial:
         if not rest and (epoch % settings['save_every'] == 0 or step == total):
           save()
       watchdog.beat(f'step {step}')
-      if preemption.reached(step):
+      if preemption.reached():
         save()
         saved.close()
         log.close()
@@ -247,6 +247,8 @@ class Trial:
     problems = linear_protocol.problems_of(targets, [dict(zip(('train', 'valid'), rows), test=rows[0])], 1, seed)
     found, = linear_protocol.run(features, targets, problems, seed=seed, multi_label=self.task.multi_label)
     made = ({'kernel': found.kernel, 'bias': found.bias}, {'mean': found.mean, 'var': np.square(found.deviation)})
+    if jax.process_count() > 1:  # each trained on its own device, and may have rounded differently
+      made = multihost_utils.broadcast_one_to_all(made)
     head, stats = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made,
                                (state.params['head'], state.stats['head_norm']))
     if jax.process_index() == 0:
