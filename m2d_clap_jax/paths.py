@@ -253,7 +253,8 @@ def files_under(folder) -> list[str]:
     return sorted(_listing(folder))
 
   def refuse(error):
-    raise UserError(f'{error.filename}: cannot be read ({error.strerror}): what is in it would be left out')
+    if not isinstance(error, FileNotFoundError):  # a folder that is not there holds nothing
+      raise UserError(f'{error.filename}: cannot be read ({error.strerror}): what is in it would be left out')
   found, seen, folder = [], set(), os.path.expanduser(folder)
   for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
     real = os.path.realpath(here)
