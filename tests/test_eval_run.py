@@ -179,7 +179,7 @@ def test_mistakes_are_told(change, message, root, model, tmp_path):
 
 
 def test_missing_and_damaged_clips_end_an_evaluation_unless_told_to_go_on(root, model, tmp_path):
-  settings = dict(job='zeroshot', task='splits', init=str(model), seed=0, model={}, protocol={})
+  settings = dict(job='linear', task='splits', init=str(model), seed=0, model={}, protocol={})
   with pytest.raises(UserError, match=r'1 of 60 clips cannot be read \(7.flac; all .*rejected.csv\): restore'):
     evaluate(str(tmp_path), data={'root': str(root), 'seconds': 0.5}, **settings)
   assert (tmp_path / 'rejected.csv').read_text().startswith('file_name,reason\n7.flac,')
