@@ -46,6 +46,22 @@ def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
   assert (found[np.arange(4)] == 32767).all()
 
 
+def test_processes_that_share_a_folder_share_the_decoding(tmp_path, monkeypatch):
+  monkeypatch.setattr(waves, 'SHARD', 2)
+  asked = {0: [], 1: []}
+
+  def reading(process):
+    def read(i):
+      asked[process].append(i)
+      if process and i == 3:  # while this one has done one file, the other starts and does the rest
+        Waves(tmp_path, 'abcdef', reading(0), samples=2, rate=1, part=(0, 2))
+      return np.full(2, i / 8)
+    return read
+  found = Waves(tmp_path, 'abcdef', reading(1), samples=2, rate=1, part=(1, 2))
+  assert sorted(asked[1]) == [2, 3] and {0, 1, 4, 5} <= set(asked[0])
+  np.testing.assert_allclose(found[np.arange(6)][:, 0] / 32767, np.arange(6) / 8, atol=2e-5)
+
+
 def test_what_cannot_be_read_is_told_each_time(tmp_path):
   def read(i):
     if i:

@@ -28,6 +28,7 @@ class Waves:
     samples: S.
     rate: Hz, only to tell sets apart.
     note: called with (clips done, clips) now and then.
+    part: (index, count) of this process; each begins with another file, so that those that share `folder` share the work.
 
   Attributes: samples; rejected: {number: reason} of clips that cannot be read, whose waves are silence.
 
@@ -36,7 +37,7 @@ class Waves:
   """
 
   def __init__(self, folder, names: Sequence[str], read: Callable[[int], np.ndarray], *, samples: int, rate: int,
-               note: Callable[[int, int], None] = lambda done, total: None):
+               note: Callable[[int, int], None] = lambda done, total: None, part: tuple[int, int] = (0, 1)):
     if is_remote(folder):
       raise UserError(f'config.data.cache={folder}: decoded recordings are mapped into memory, from a local disk only')
     key = hashlib.sha256(json.dumps([list(names), samples, rate, SHARD]).encode()).hexdigest()[:16]
@@ -46,7 +47,11 @@ class Waves:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       with ThreadPoolExecutor(os.cpu_count()) as pool:
-        self._shards = [self._shard(start, pool, note) for start in range(0, self._count, SHARD)]
+        starts = list(range(0, self._count, SHARD))
+        first = part[0] * len(starts) // part[1]
+        made = {start: self._shard(start, pool, note) for start in starts[first:] + starts[:first]}
+      self._shards = [made[start] for start in starts]
+      self.rejected = dict(sorted(self.rejected.items()))
     except OSError as error:
       size = 2 * samples * self._count / 1e9
       raise UserError(f'{self.folder}: decoded recordings cannot be written ({error}): {size:.1f} GB are needed; choose '

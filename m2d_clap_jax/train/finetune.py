@@ -116,7 +116,7 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
   names = [f'{identity} {clip.split} {seed}' for clip, identity in zip(opened.clips, _identities(opened))]
   waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                note=progress or (lambda done, total: None))
+                note=progress or (lambda done, total: None), part=(jax.process_index(), jax.process_count()))
   if progress:
     progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
