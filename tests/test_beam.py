@@ -1,12 +1,14 @@
 """Preparation as a Beam pipeline writes the files of the plain command, byte for byte."""
 import json
 import sys
+import types
 from unittest import mock
 
 import numpy as np
 import pytest
 
 import m2d_clap_jax.data
+from m2d_clap_jax import paths
 from m2d_clap_jax.data import embeddings, prepare, shards
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
@@ -69,8 +71,8 @@ def test_the_pipeline_holds_neither_captions_nor_embeddings(tmp_path, monkeypatc
 def test_shards_share_the_blocks_of_caption_embeddings(tmp_path, monkeypatch):
   monkeypatch.setattr(embeddings, 'BLOCK', 2)
   opened = []
-  copy = embeddings.paths.local_copy
-  monkeypatch.setattr(embeddings.paths, 'local_copy', lambda path: (opened.append(path), copy(path))[1])
+  remote = {'is_remote': lambda path: True, 'local_copy': lambda path: (opened.append(path), paths.local_copy(path))[1]}
+  monkeypatch.setattr(embeddings, 'paths', types.SimpleNamespace(**{**vars(paths), **remote}))
   manifest = corpus(tmp_path / 'audio', 6)  # 11 captions
   prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'out', num_shards=6, text_encoder=FakeEncoder(), beam='')
   assert len(opened) == len(set(opened)) == 6

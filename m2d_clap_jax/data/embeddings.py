@@ -80,12 +80,12 @@ class CaptionBank:
     return np.stack([self._block(i)[j] for i, j in places])
 
   def _block(self, i):
-    if i in self._blocks:
-      return self._blocks[i]
-    with paths.local_copy(self._path(i)) as name:
-      if not paths.is_remote(self._path(i)):  # opened each time: a million captions would be a thousand open files
-        return np.load(name, mmap_mode='r')
-      self._blocks[i] = np.load(name)
+    path = self._path(i)
+    if not paths.is_remote(path):  # opened each time: a million captions would be a thousand open files
+      return np.load(path, mmap_mode='r')
+    if i not in self._blocks:
+      with paths.local_copy(path) as name:
+        self._blocks[i] = np.load(name)
     return self._blocks[i]
 
   def _exists(self, i):
