@@ -5,9 +5,11 @@
 
 The encoders and the predictor run forward on random tokens of the real number. Gradients are what `loss and gradients`
 takes beyond the forward pass; optimizer and EMA what the step takes beyond that. XLA also fuses across such borders, so
-that differences of a few per cent mean nothing. Takes the options of benchmarks.train_step.
+that differences of a few per cent mean nothing. The step is also compiled without what is no matrix product, each kind in
+turn: what that saves is what it costs. Takes the options of benchmarks.train_step.
 """
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,22 @@ import numpy as np
 
 from benchmarks.report import Row, finish, in_turns
 from benchmarks.train_step import JaxStep, make_batch, matrix_products, parse, sample_flops
-from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models import M2DCLAP, layers
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.train.step import draw_mask, pretrain_loss
+
+# What can be left out: where it is, and what takes its place.
+WITHOUT = {'GELU': (layers, 'gelu', lambda x: x), 'softmax': (layers.nn, 'softmax', lambda x: x),
+           'layer norms': (layers.LayerNorm, '__call__', lambda self, x: x)}
+
+
+def steps_without(model: M2DCLAP, batch: dict) -> dict:
+  """{what is left out: JaxStep}; their losses mean nothing."""
+  steps = {}
+  for name, (place, attribute, instead) in WITHOUT.items():
+    with mock.patch.object(place, attribute, instead):
+      steps[name] = JaxStep(model, batch, burst=1)
+  return steps
 
 
 def make_parts(model: M2DCLAP, step: JaxStep, batch: dict) -> dict:
@@ -54,7 +69,8 @@ def main(argv=None):
   batch = make_batch(model, args.batch)
   step = JaxStep(model, batch, burst=1)
   products = matrix_products(args.dtype, args.matmul, 1)
-  timings = in_turns({**make_parts(model, step, batch), 'step': step, **products}, args.steps, warm_up=2)
+  others = {f'step without {name}': other for name, other in steps_without(model, batch).items()}
+  timings = in_turns({**make_parts(model, step, batch), 'step': step, **others, **products}, args.steps, warm_up=2)
   rates = {n: 2e-9 * n ** 3 / timings[n].best for n in products}
   size = max(rates, key=rates.get)
   flops = {name: args.batch * value / 1e9 for name, value in sample_flops(model).items()}  # GFLOP
@@ -71,6 +87,7 @@ def main(argv=None):
   rows += [Row('gradients alone', 1e3 * (seconds['loss and gradients'] - seconds['loss']), 'ms'),
            Row('optimizer, EMA and norms', 1e3 * (step_time - seconds['loss and gradients']), 'ms', 1e3 * step_time,
                'the step'),
+           *(Row(name, 1e3 * timings[name].median, 'ms', 1e3 * step_time, 'the step') for name in others),
            Row('encoders and predictor in the loss', 1e3 * sum(
                time for name, time in seconds.items() if name.endswith(('forward', 'encoder'))), 'ms',
                1e3 * seconds['loss'], 'the loss')]

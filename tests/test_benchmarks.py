@@ -92,6 +92,18 @@ def test_parts_of_the_step_are_timed_beside_the_whole(capsys, tmp_path):
   assert 'optimizer, EMA and norms' in capsys.readouterr().out
   rows = {row['figure']: row['value'] for row in json.loads((tmp_path / 'x.json').read_text())['rows']}
   assert rows['loss'] < rows['loss and gradients'], 'a part costs less than what contains it'
+  assert {f'step without {name}' for name in parts.WITHOUT} <= set(rows)
+
+
+def test_what_a_step_is_compiled_without_is_left_out():
+  args = train_step.parse(TINY)
+  batch = train_step.make_batch(args.model, args.batch)
+
+  def work(step):
+    return step.compiled.cost_analysis()['transcendentals']
+  whole = work(train_step.JaxStep(args.model, batch, burst=1))
+  assert all(work(step) < whole for step in parts.steps_without(args.model, batch).values())
+  assert work(train_step.JaxStep(args.model, batch, burst=1)) == whole, 'and is there again afterwards'
 
 
 def test_costs_grow_with_batch_and_clip_length(tmp_path):
