@@ -16,7 +16,7 @@ from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
            'finetune': ('m2d_clap_jax.train.finetune', 'run'),
-           **dict.fromkeys(('linear', 'zeroshot', 'retrieval'), ('m2d_clap_jax.eval.run', 'run'))}
+           **dict.fromkeys(('linear', 'zeroshot', 'retrieval'), ('m2d_clap_jax.eval.finished', 'run'))}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')

@@ -53,7 +53,7 @@ def sweeps(args) -> dict[str, dict]:
 
 def draw(found: dict[str, dict], path: str):
   """One panel a sweep: FLOP, bytes and temporary memory, each beside its first value, on two logarithmic axes."""
-  from m2d_clap_jax.plots import growth
+  from m2d_clap_jax.eval.plots import growth
   growth({what: {name: {value: getattr(row, key) for value, row in rows.items()} for name, key in {
       'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()
       if np.isfinite(getattr(next(iter(rows.values())), key))}

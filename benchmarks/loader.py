@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.report import CORES, Row, finish, in_turns
 from m2d_clap_jax.audio.logmel import LogMel
-from m2d_clap_jax.data import schema, shards
+from m2d_clap_jax.data import schema, write
+from m2d_clap_jax.data.batches import TrainingBatches, prefetch
 from m2d_clap_jax.data.manifest import Row as Clip
-from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 
 FRAMES, CROP, CAPTIONS, WIDTH = 1001, 608, 5, 768
 
@@ -42,9 +42,9 @@ def write_records(folder: str, clips: int):
   settings = {'schema': schema.VERSION, 'logmel': dataclasses.asdict(LogMel()), 'max_seconds': 30.0,
               'text_encoder': {'name': 'random', 'hash': '0' * 16, 'width': WIDTH}, 'embedding_dtype': 'float32'}
   rows = [Clip(str(i), [f'caption {k} of clip {i}' for k in range(CAPTIONS)], ['note']) for i in range(clips)]
-  for shard in shards.plan(rows, settings, num_shards=max(1, clips // 128)):  # several to each core
-    shards.write_shard(folder, shard, (result(int(row.file_name)) for row in shard.rows), embeddings, lambda: None)
-  shards.write_metadata(folder)
+  for shard in write.plan(rows, settings, num_shards=max(1, clips // 128)):  # several to each core
+    write.write_shard(folder, shard, (result(int(row.file_name)) for row in shard.rows), embeddings, lambda: None)
+  write.write_metadata(folder)
 
 
 def load(split, batch_size: int, steps: int, threads: int):

@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks.report import Row, finish, in_turns
 from benchmarks.train_step import JaxStep, make_batch, matrix_products, parse, sample_flops
-from m2d_clap_jax.models import M2DCLAP, layers
+from m2d_clap_jax.models import M2DCLAP, vit
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.train.step import draw_mask, pretrain_loss
 
 # What can be left out: where it is, and what takes its place.
-WITHOUT = {'GELU': (layers, 'gelu', lambda x: x), 'softmax': (layers.nn, 'softmax', lambda x: x),
-           'layer norms': (layers.LayerNorm, '__call__', lambda self, x: x)}
+WITHOUT = {'GELU': (vit, 'gelu', lambda x: x), 'softmax': (vit.nn, 'softmax', lambda x: x),
+           'layer norms': (vit.LayerNorm, '__call__', lambda self, x: x)}
 
 
 def steps_without(model: M2DCLAP, batch: dict) -> dict:

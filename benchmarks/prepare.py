@@ -18,7 +18,7 @@ import soundfile
 
 from benchmarks.report import CORES, Row, finish, in_turns, peak_mb
 from m2d_clap_jax.audio.logmel import LogMel
-from m2d_clap_jax.data.pool import Pool
+from m2d_clap_jax.data.decoding import Pool
 
 SECONDS = 10
 KINDS = [(form, rate) for form in ('wav', 'flac', 'ogg') for rate in (44100, 16000)]

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.report import Row, finish
 from benchmarks.train_step import PRESETS, sample_flops
+from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.state import create_state

@@ -11,7 +11,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from m2d_clap_jax.data.demo import FAMILIES, INSTRUMENTS, TEMPLATES
+from m2d_clap_jax.demo.corpus import FAMILIES, INSTRUMENTS, TEMPLATES
 from m2d_clap_jax.models import SIZES
 
 

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax import plots
-from m2d_clap_jax.attention import cls_attention
+from m2d_clap_jax.eval import plots
+from m2d_clap_jax.eval.attention import cls_attention
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 
 arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'a.wav']

@@ -16,8 +16,8 @@ import sys
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax import plots
-from m2d_clap_jax.commands.files import find
+from m2d_clap_jax.cli.audio_files import find
+from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.linear import logistic_probe
 
 arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
-from m2d_clap_jax.audio.inputs import as_clips
-from m2d_clap_jax.batching import Chunk, buckets, run_in_batches
+from m2d_clap_jax.audio.batching import Chunk, buckets, run_in_batches
+from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import valid_patches
-from m2d_clap_jax.train import sharding
 from m2d_clap_jax.weights import Weights, read
 
 TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label

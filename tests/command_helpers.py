@@ -2,8 +2,8 @@
 import numpy as np
 import soundfile
 
-from m2d_clap_jax import cli
-from m2d_clap_jax.torch_io.write import save_portable
+from m2d_clap_jax.cli import main
+from m2d_clap_jax.weights.portable import save_portable
 from tests.test_api import arpeggio, tiny_weights
 
 
@@ -32,4 +32,4 @@ def save_recordings(folder):
 
 def run(*arguments):
   """Runs `m2d-clap` -> exit code."""
-  return cli.main([str(argument) for argument in arguments])
+  return main.main([str(argument) for argument in arguments])

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from flax import traverse_util
 
-from m2d_clap_jax.torch_io.rules import to_flax
+from m2d_clap_jax.weights.names import to_flax
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 TINY = dict(input_size=(80, 96), width=96, depth=2, heads=3, predictor_width=64, predictor_depth=2, predictor_heads=4,

@@ -13,8 +13,8 @@ from m2d_clap_jax import weights
 from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.torch_io.rules import to_flax
 from m2d_clap_jax.weights import Weights
+from m2d_clap_jax.weights.names import to_flax
 from tests import reference
 
 LENGTHS = ('0.7', '6.08', '10.0', '13.37')

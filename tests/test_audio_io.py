@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_clap_jax.audio import io
+from m2d_clap_jax.audio import decode
 from m2d_clap_jax.errors import UserError
 
 
@@ -39,7 +39,7 @@ def middle(wave):
 ])
 def test_every_format_and_rate_comes_out_as_the_sound_that_went_in(tmp_path, name, rate, how, error):
   stereo = np.stack([tone(rate), tone(rate)], axis=1)
-  wave, truncated = io.load(write(tmp_path / name, stereo, rate, **how), 16000)
+  wave, truncated = decode.load(write(tmp_path / name, stereo, rate, **how), 16000)
   assert wave.dtype == np.float32 and len(wave) == 32000 and not truncated
   assert np.abs(middle(wave - tone(16000))).max() < error
 
@@ -47,30 +47,30 @@ def test_every_format_and_rate_comes_out_as_the_sound_that_went_in(tmp_path, nam
 def test_channels_are_averaged(tmp_path):
   six = np.zeros((16000, 6), np.float32)
   six[:, 2] = tone(16000, 1.0)
-  wave, _ = io.load(write(tmp_path / 'surround.wav', six, 16000, subtype='FLOAT'), 16000)
+  wave, _ = decode.load(write(tmp_path / 'surround.wav', six, 16000, subtype='FLOAT'), 16000)
   np.testing.assert_allclose(wave, tone(16000, 1.0) / 6, atol=1e-6)
 
 
 def test_resampling_does_not_alias(tmp_path):
-  wave, _ = io.load(write(tmp_path / 'a.wav', tone(44100, hz=10000.0), 44100, subtype='FLOAT'), 16000)
+  wave, _ = decode.load(write(tmp_path / 'a.wav', tone(44100, hz=10000.0), 44100, subtype='FLOAT'), 16000)
   assert np.abs(middle(wave)).max() < 1e-4  # 10 kHz cannot be represented at 16 kHz: it must vanish (below -74 dB)
 
 
 def test_decoding_in_blocks_equals_resampling_at_once(tmp_path):
   noise = (np.random.default_rng(0).standard_normal(44100 * 15) * 0.1).astype(np.float32)  # more than two blocks
-  wave, _ = io.load(write(tmp_path / 'a.wav', noise, 44100, subtype='FLOAT'), 16000)
-  np.testing.assert_array_equal(wave, io.resample(noise, 44100, 16000))
+  wave, _ = decode.load(write(tmp_path / 'a.wav', noise, 44100, subtype='FLOAT'), 16000)
+  np.testing.assert_array_equal(wave, decode.resample(noise, 44100, 16000))
 
 
 def test_max_seconds_is_the_beginning_of_the_whole(tmp_path):
   noise = (np.random.default_rng(0).standard_normal(44100 * 3) * 0.1).astype(np.float32)
   path = write(tmp_path / 'a.flac', noise, 44100)
-  whole, _ = io.load(path, 16000)
-  start, truncated = io.load(path, 16000, max_seconds=1.5)
+  whole, _ = decode.load(path, 16000)
+  start, truncated = decode.load(path, 16000, max_seconds=1.5)
   assert truncated and len(start) == 24000
   np.testing.assert_allclose(start, whole[:24000], atol=1e-6)
   for seconds in (3.0, 4.0):
-    wave, truncated = io.load(path, 16000, max_seconds=seconds)
+    wave, truncated = decode.load(path, 16000, max_seconds=seconds)
     assert not truncated and len(wave) == 48000
 
 
@@ -84,16 +84,16 @@ def test_max_seconds_reads_only_its_part_of_an_hour(tmp_path):
     file.write(struct.pack('<I', size))
     file.truncate(44 + size)  # a sparse file: it takes no room on the disk
   tracemalloc.start()
-  wave, truncated = io.load(path, 16000, max_seconds=10.0)
+  wave, truncated = decode.load(path, 16000, max_seconds=10.0)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert truncated and len(wave) == 160000 and peak < 2e7
 
 
 def test_one_millisecond_and_silence_are_sound(tmp_path):
-  wave, _ = io.load(write(tmp_path / 'ms.wav', tone(16000, 0.001), 16000), 16000)
+  wave, _ = decode.load(write(tmp_path / 'ms.wav', tone(16000, 0.001), 16000), 16000)
   assert len(wave) == 16
-  wave, _ = io.load(write(tmp_path / 'silent.wav', np.zeros(8000), 8000), 16000)
+  wave, _ = decode.load(write(tmp_path / 'silent.wav', np.zeros(8000), 8000), 16000)
   assert len(wave) == 16000 and not wave.any()
 
 
@@ -131,7 +131,7 @@ def mp3_without_length(path, **how):
 
 def test_an_mp3_without_a_stated_length_is_read_whole_or_refused(tmp_path):
   constant = mp3_without_length(tmp_path / 'cbr.mp3', bitrate_mode='CONSTANT', compression_level=0.5)
-  wave, _ = io.load(constant, 16000)
+  wave, _ = decode.load(constant, 16000)
   assert 79000 < len(wave) < 82000
   varying = mp3_without_length(tmp_path / 'vbr.mp3', bitrate_mode='VARIABLE', compression_level=0.5)
   assert_refused(varying, 'varying bit rate')  # the decoder would stop after 0.8 of 5 seconds and not say so
@@ -142,7 +142,7 @@ def test_a_wav_from_a_pipe_with_unknown_length_is_read(tmp_path):
   data = bytearray(path.read_bytes())
   data[4:8] = data[40:44] = b'\xff\xff\xff\xff'
   path.write_bytes(data)
-  assert len(io.load(path, 16000)[0]) == 32000
+  assert len(decode.load(path, 16000)[0]) == 32000
 
 
 def test_unusable_files_are_refused_with_their_reason(tmp_path):
@@ -161,22 +161,22 @@ def test_unusable_files_are_refused_with_their_reason(tmp_path):
 
 @pytest.mark.parametrize('dtype, top', [(np.int16, 2 ** 15), (np.int32, 2 ** 31), (np.int8, 2 ** 7)])
 def test_integer_arrays_are_scaled_to_one(dtype, top):
-  wave = io.as_mono(np.array([[-top, top // 2], [-top, top // 2]], dtype), channel_axis=0)
+  wave = decode.as_mono(np.array([[-top, top // 2], [-top, top // 2]], dtype), channel_axis=0)
   np.testing.assert_array_equal(wave, np.array([-1, 0.5], np.float32))
   assert wave.dtype == np.float32
 
 
 def test_sixteen_bits_in_sixty_four_are_not_taken_for_silence():
   with pytest.raises(ValueError, match='int64 is not understood'):
-    io.as_mono([0, 20000, -20000])
+    decode.as_mono([0, 20000, -20000])
 
 
 def test_unsigned_bytes_are_centred():
-  np.testing.assert_array_equal(io.as_mono(np.array([0, 128, 192], np.uint8)), np.array([-1, 0, 0.5], np.float32))
+  np.testing.assert_array_equal(decode.as_mono(np.array([0, 128, 192], np.uint8)), np.array([-1, 0, 0.5], np.float32))
 
 
 def assert_refused(path, reason):
-  with pytest.raises(io.AudioError, match=reason) as caught:
-    io.load(path, 16000)
+  with pytest.raises(decode.AudioError, match=reason) as caught:
+    decode.load(path, 16000)
   message = str(caught.value)
   assert message.startswith(str(path)) and '\n' not in message and isinstance(caught.value, UserError)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m2d_clap_jax.data import augment
+from m2d_clap_jax.train import augment
 
 B, F, T = 64, 80, 101
 KEY = jax.random.key(0)

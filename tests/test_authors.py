@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from m2d_clap_jax import cli
+from m2d_clap_jax.cli import main
 from m2d_clap_jax.data import authors
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 
 IDS = ['abcdefghijk', '0-_defghijk', 'Ybcdefghijk']
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def run(folder, *arguments):
-  return cli.main(['prepare', f'--logmels={folder}/logmels', f'--out={folder}/out', '--workers=1', *arguments])
+  return main.main(['prepare', f'--logmels={folder}/logmels', f'--out={folder}/out', '--workers=1', *arguments])
 
 
 def test_the_authors_folders_are_taken_as_they_are(folder):

@@ -9,14 +9,14 @@ import pytest
 
 import m2d_clap_jax.data
 from m2d_clap_jax import paths
-from m2d_clap_jax.data import embeddings, prepare, shards
+from m2d_clap_jax.data import embeddings, prepare, write
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run
 from tests.prepare_helpers import FakeEncoder, contents, corpus, write_manifest
 
 pytest.importorskip('apache_beam')
-from m2d_clap_jax.data import beam_pipeline  # pylint: disable=wrong-import-position
+from m2d_clap_jax.data import beam  # pylint: disable=wrong-import-position
 
 
 def visible(folder):
@@ -57,8 +57,8 @@ def test_the_authors_folders_too(tmp_path):
 
 def test_the_pipeline_holds_neither_captions_nor_embeddings(tmp_path, monkeypatch):
   graphs = []
-  finish = beam_pipeline.beam.Pipeline.run
-  monkeypatch.setattr(beam_pipeline.beam.Pipeline, 'run', lambda pipeline, *args, **kwargs: (
+  finish = beam.beam.Pipeline.run
+  monkeypatch.setattr(beam.beam.Pipeline, 'run', lambda pipeline, *args, **kwargs: (
       graphs.append(pipeline.to_runner_api().SerializeToString()), finish(pipeline, *args, **kwargs))[1])
   corpus(tmp_path / 'audio', 4)
   draw = np.random.default_rng(0)  # 100 kB of each caption are left when Beam has compressed it
@@ -79,19 +79,19 @@ def test_shards_share_the_blocks_of_caption_embeddings(tmp_path, monkeypatch):
 
 
 def test_two_workers_at_one_shard_do_not_harm_each_other(tmp_path):
-  (job,) = shards.plan([Row('a.wav', captions=['a'])], {}, 1)
+  (job,) = write.plan([Row('a.wav', captions=['a'])], {}, 1)
   numbers = {'seconds': 0.05, 'sum': 400.0, 'sumsq': 400.0}
   answer = True, {'logmel': np.ones((80, 5), np.float16), 'truncated': False, **numbers}
   written = tmp_path / f'{job.name}.tfrecord'
 
   def slow():  # the other begins, and ends, while this one has its file open
     with mock.patch('os.getpid', lambda: 1):
-      shards.write_shard(str(tmp_path), job, iter([answer]), None, lambda: None, alone=False)
+      write.write_shard(str(tmp_path), job, iter([answer]), None, lambda: None, alone=False)
     done.append(written.read_bytes())
     yield answer
 
   done = []
-  shards.write_shard(str(tmp_path), job, slow(), None, lambda: done.append(written.read_bytes()), alone=False)
+  write.write_shard(str(tmp_path), job, slow(), None, lambda: done.append(written.read_bytes()), alone=False)
   assert len(done) == 2 and done[0] == done[1] == written.read_bytes()
 
 
@@ -109,8 +109,8 @@ def test_what_ends_a_pipeline_is_told_in_one_line(tmp_path):
 
 
 def test_without_beam_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
-  monkeypatch.delattr(m2d_clap_jax.data, 'beam_pipeline')
-  monkeypatch.delitem(sys.modules, 'm2d_clap_jax.data.beam_pipeline')
+  monkeypatch.delattr(m2d_clap_jax.data, 'beam')
+  monkeypatch.delitem(sys.modules, 'm2d_clap_jax.data.beam')
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   manifest = corpus(tmp_path / 'audio', 2)
   assert run('prepare', f'--manifest={manifest}', '--text_encoder=none', f'--out={tmp_path / "out"}', '--beam') == 2

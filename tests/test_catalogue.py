@@ -6,10 +6,10 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from m2d_clap_jax.data import catalogue
-from m2d_clap_jax.data.task_table import CATALOGUE
-from m2d_clap_jax.data.tasks import open_task
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tasks import fetch
+from m2d_clap_jax.tasks.metadata import open_task
+from m2d_clap_jax.tasks.table import CATALOGUE
 from tests.command_helpers import run
 
 
@@ -49,11 +49,11 @@ def speakers(count, seed):
 def test_the_mapping_fits_the_catalogues_features(task, tmp_path):
   source = CATALOGUE[task]
   features = features_of(source, tmp_path)
-  catalogue.check(features, list(source.splits), source)
+  fetch.check(features, list(source.splits), source)
   for change, message in ((dict(label=('nothing',)), 'no class label nothing'), (dict(label=('audio', 'x')), 'audio/x'),
                           (dict(rate=8000), 'Hz, not 8000'), (dict(splits={'dev': 'test'}), 'not dev')):
     with pytest.raises(UserError, match=f'^{source.builder}: .*{message}.*use that version'):
-      catalogue.check(features, list(source.splits), source._replace(**change))
+      fetch.check(features, list(source.splits), source._replace(**change))
 
 
 def test_clips_arrive_bit_by_bit_with_their_classes_and_parts(tmp_path, capsys):
@@ -83,38 +83,38 @@ def test_an_interrupted_call_continues_and_a_finished_one_is_left_alone(tmp_path
       written.append(path)
       whole(path, wave, rate)
     return save
-  whole = catalogue.save_flac
-  monkeypatch.setattr(catalogue, 'save_flac', stop_after(8))
+  whole = fetch.save_flac
+  monkeypatch.setattr(fetch, 'save_flac', stop_after(8))
   with pytest.raises(KeyboardInterrupt):
-    catalogue.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
+    fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
   assert not (tmp_path / 'out' / 'cremad.csv').exists()
-  monkeypatch.setattr(catalogue, 'save_flac', stop_after(100))
-  assert '18 clips = 18 written' in catalogue.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
+  monkeypatch.setattr(fetch, 'save_flac', stop_after(100))
+  assert '18 clips = 18 written' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
   assert len(written) == len(set(written)) == 18
-  assert 'is there already' in catalogue.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
+  assert 'is there already' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
 
 
 def test_genres_have_ten_folds_of_neighbours(tmp_path):
   rows = [{'audio': noise(i), 'label': genre, 'audio/filename': f'{genre}.{i:05d}.wav'}
           for genre in ('blues', 'rock') for i in range(0, 100, 5)]
   rows.append({'audio': noise(0), 'label': 'rock', 'audio/filename': 'rock.wav'})
-  text = catalogue.fetch('gtzan', tmp_path / 'out', data_dir=store(tmp_path, 'gtzan', {'train': rows}))
+  text = fetch.fetch('gtzan', tmp_path / 'out', data_dir=store(tmp_path, 'gtzan', {'train': rows}))
   assert '41 clips = 40 written + 1 rejected' in text
   task = open_task('gtzan', str(tmp_path / 'out'))
   assert task.folds == tuple(range(1, 11)) and len(task.splits(3)['test']) == 4
   assert soundfile.info(task.path(task.clips[0])).samplerate == 22050
-  assert (catalogue.fold_of('blues.00009.wav'), catalogue.fold_of('blues.00010.wav')) == (1, 2)
+  assert (fetch.fold_of('blues.00009.wav'), fetch.fold_of('blues.00010.wav')) == (1, 2)
 
 
 def test_floats_are_kept_exactly_where_they_were_16_bit():
   whole = noise(0).astype(np.int16)
-  np.testing.assert_array_equal(catalogue.samples_of((whole / 32768).astype(np.float32)), whole)
-  assert catalogue.samples_of(whole.astype(np.int64)).dtype == np.int16
+  np.testing.assert_array_equal(fetch.samples_of((whole / 32768).astype(np.float32)), whole)
+  assert fetch.samples_of(whole.astype(np.int64)).dtype == np.int16
   fine = np.float32([0.1, -0.2])
-  assert catalogue.samples_of(fine) is fine
+  assert fetch.samples_of(fine) is fine
   for bad in (np.float32([0, np.nan]), np.float32([1.5]), np.zeros(0, np.int64)):
-    with pytest.raises(catalogue.Rejected):
-      catalogue.samples_of(bad)
+    with pytest.raises(fetch.Rejected):
+      fetch.samples_of(bad)
 
 
 def test_data_that_must_be_fetched_by_hand_and_unknown_names_are_told(tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_data_that_must_be_fetched_by_hand_and_unknown_names_are_told(tmp_path, 
   line, = capsys.readouterr().err.strip().splitlines()
   assert 'voxceleb: its data cannot be had' in line and 'vox_dev_wav.zip' in line and '--manual_dir' in line
   with pytest.raises(UserError, match='esc50: not known in the catalogue; known: gtzan'):
-    catalogue.fetch('esc50', tmp_path)
+    fetch.fetch('esc50', tmp_path)
 
 
 def test_notes_have_the_family_of_their_instrument_as_class(tmp_path):
@@ -135,7 +135,7 @@ def test_notes_have_the_family_of_their_instrument_as_class(tmp_path):
                            'source': 'acoustic'},
             'qualities': dict.fromkeys(features['qualities'], False)}
   notes = {split: [note(i) for i in range(4)] for split in ('train', 'valid', 'test')}
-  catalogue.fetch('nsynth', tmp_path / 'out', data_dir=store(tmp_path, 'nsynth', notes))
+  fetch.fetch('nsynth', tmp_path / 'out', data_dir=store(tmp_path, 'nsynth', notes))
   task = open_task('nsynth', str(tmp_path / 'out'))
   assert task.classes == families and task.captions[1] == 'the musical instrument sound of synth lead can be heard'
   assert [len(part) for part in task.splits().values()] == [4, 4, 4]

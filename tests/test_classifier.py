@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from m2d_clap_jax.data.augment import structured_patchout
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import BatchNorm, Classifier, position_table
 from m2d_clap_jax.models.posemb import sincos_2d
+from m2d_clap_jax.train.augment import structured_patchout
 
 NETWORK = M2DCLAP(input_size=(80, 96), width=32, depth=2, heads=2, predictor_width=16, predictor_depth=1,
                   predictor_heads=2, text_width=8, norm_stats=(-5.0, 3.0))

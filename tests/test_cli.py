@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-from m2d_clap_jax import cli
-from m2d_clap_jax.commands import classify
+from m2d_clap_jax.cli import classify, main
 from tests.command_helpers import run
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize('command', cli.COMMANDS)
+@pytest.mark.parametrize('command', main.COMMANDS)
 def test_help_shows_an_example_of_the_command(command, capsys):
   with pytest.raises(SystemExit) as stopped:
     run(command, '--help')
@@ -22,16 +21,16 @@ def test_help_shows_an_example_of_the_command(command, capsys):
   examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f'  m2d-clap {command} ')]
   assert examples
   for example in examples:
-    cli.parse(shlex.split(example)[1:])  # it is one that the parser takes
+    main.parse(shlex.split(example)[1:])  # it is one that the parser takes
 
 
 def test_help_does_not_wait_for_jax_or_tensorflow():
   code = '''
 import sys
-from m2d_clap_jax import cli
-for command in cli.COMMANDS:
+from m2d_clap_jax.cli import main
+for command in main.COMMANDS:
   try:
-    cli.main([command, '--help'])
+    main.main([command, '--help'])
   except SystemExit:
     pass
 print([name for name in ('jax', 'flax', 'tensorflow', 'transformers', 'torch', 'soundfile') if name in sys.modules])
@@ -50,9 +49,9 @@ def test_an_interrupted_command_says_so_and_a_closed_pipe_is_no_error(tmp_path, 
   os.close(reader)
   done = subprocess.run([sys.executable, '-c', '''
 import argparse, sys
-from m2d_clap_jax import cli
-cli.parse = lambda argv: argparse.Namespace(command='info', run=lambda args: print('x' * 100))
-sys.exit(cli.main([]))'''], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+from m2d_clap_jax.cli import main
+main.parse = lambda argv: argparse.Namespace(command='info', run=lambda args: print('x' * 100))
+sys.exit(main.main([]))'''], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
   os.close(writer)
   assert done.returncode == 1 and done.stderr == ''
 

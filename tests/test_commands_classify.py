@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import m2d_clap_jax
-from m2d_clap_jax.torch_io.write import save_portable
+from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import run, save_model, save_recordings
 from tests.test_api import tiny_weights
 

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 import m2d_clap_jax
-from m2d_clap_jax.audio import io
-from m2d_clap_jax.commands import files, outputs
+from m2d_clap_jax.audio import decode
+from m2d_clap_jax.cli import audio_files, embedding_files
 from tests.command_helpers import run, save_model, save_recordings
 
 
@@ -48,7 +48,7 @@ def test_clip_embeddings_of_a_folder_equal_the_pipeline_in_both_formats(here, op
 
 
 def test_frames_and_their_times_equal_the_pipeline_in_both_formats(here, tmp_path, monkeypatch):
-  monkeypatch.setattr(outputs, 'ROWS', 16)  # several row groups
+  monkeypatch.setattr(embedding_files, 'ROWS', 16)  # several row groups
   assert embed(here, tmp_path / 'x.npz', '--frames') == embed(here, tmp_path / 'x.parquet', '--frames') == 0
   frames, times = here.model.encode_frames(here.usable)
   data = np.load(tmp_path / 'x.npz')
@@ -66,7 +66,7 @@ def test_frames_and_their_times_equal_the_pipeline_in_both_formats(here, tmp_pat
 
 
 def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(io, '_BLOCK', 1000)  # so that the damage shows when a part has been encoded already
+  monkeypatch.setattr(decode, '_BLOCK', 1000)  # so that the damage shows when a part has been encoded already
   audio = here.root / 'audio'
   cut, text, none = (str(audio / name) for name in ('more/cut.flac', 'more/text.wav', 'none.wav'))
   bad = {cut: 'lost sync', text: 'not readable as audio', none: 'no such file'}
@@ -88,10 +88,10 @@ def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, mon
 
 @pytest.mark.parametrize('limit', ['MOST_FILES', 'MOST_BYTES'])
 def test_files_are_run_in_groups_of_bounded_size(here, limit, tmp_path, monkeypatch):
-  monkeypatch.setattr(files, limit, 2)
+  monkeypatch.setattr(audio_files, limit, 2)
   groups = []
   names = sorted([*here.usable, str(here.root / 'audio' / 'more' / 'cut.flac')])
-  for _ in files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
+  for _ in audio_files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
     pass
   assert groups == ([2, 2, 1] if limit == 'MOST_FILES' else [1] * 5)
   assert embed(here, tmp_path / 'x.npz') == 0
@@ -122,13 +122,13 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(here, tmp_path, 
   assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize('ending', outputs.WRITERS)
+@pytest.mark.parametrize('ending', embedding_files.WRITERS)
 def test_a_full_disk_keeps_the_file_that_was_there(here, ending, tmp_path, monkeypatch, capsys):
   out = tmp_path / f'x{ending}'
   out.write_text('of an earlier run')
   def full(self, name, *embedding):
     raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(outputs.WRITERS[ending], 'add', full)
+  monkeypatch.setattr(embedding_files.WRITERS[ending], 'add', full)
   assert embed(here, out) == 2
   assert f'{out}: cannot be written (No space left on device)' in capsys.readouterr().err
   assert out.read_text() == 'of an earlier run' and os.listdir(tmp_path) == [out.name]

@@ -4,7 +4,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from m2d_clap_jax import api, attention
+from m2d_clap_jax import api
+from m2d_clap_jax.eval import attention
 from tests.command_helpers import run, save_model, save_recordings
 from tests.test_plots import read
 

@@ -6,12 +6,12 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
-from m2d_clap_jax.data.tasks import open_task
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
-from m2d_clap_jax.eval.extract import extract, wave_of
-from m2d_clap_jax.eval.run import evaluate
-from m2d_clap_jax.torch_io.write import save_portable
+from m2d_clap_jax.eval.finished import evaluate
+from m2d_clap_jax.tasks.clips import extract, wave_of
+from m2d_clap_jax.tasks.metadata import open_task
+from m2d_clap_jax.weights.portable import save_portable
 from tests.test_api import tiny_weights
 
 LABELS = ('low_hum', 'noise', 'whistle')

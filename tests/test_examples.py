@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import m2d_clap_jax
-from m2d_clap_jax.data import demo
+from m2d_clap_jax.demo import corpus
 from tests.command_helpers import run
 from tests.test_pretrain import ENVIRONMENT, ROOT
 
@@ -19,7 +19,7 @@ EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
 def here(tmp_path_factory):
   """A folder with the demo's run, trained for a moment on few of its clips; `here.sounds` are some of its test clips."""
   root = tmp_path_factory.mktemp('examples')
-  audio = demo.render(root / 'data' / 'demo' / 'audio', train_clips=8, test_clips=1,
+  audio = corpus.render(root / 'data' / 'demo' / 'audio', train_clips=8, test_clips=1,
                       instruments=['flute', 'violin', 'trumpet', 'church organ'])
   assert run('prepare', f'--manifest={audio}/manifest.csv', f'--audio_root={audio}', f'--out={root}/records',
              '--text_encoder=minilm') == 0

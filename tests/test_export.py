@@ -6,11 +6,11 @@ import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax import weights
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.posemb import sincos_2d
-from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import pretrain
+from m2d_clap_jax.weights import portable, public
 from tests import reference
 from tests.test_pretrain import data, one_device, tiny_config  # noqa: F401
 from tests.test_torch_io import torch_module
@@ -40,7 +40,7 @@ def test_a_run_exports_exactly_the_public_names_and_shapes(run, tmp_path):
   found = weights.read(run)
   assert found.complete and found.step == 2 and found.text_encoder['name'] == 'fake'
   shapes = reference.shapes('clap_tiny') | {'text_proj.weight': [96, 8], 'text_proj.bias': [96]}
-  path = write.save_pth(found, tmp_path, found.step)
+  path = public.save_pth(found, tmp_path, found.step)
   content = torch.load(path, weights_only=True)['model']
   assert {name: list(value.shape) for name, value in content.items()} == shapes
   torch_module(torch, shapes).load_state_dict(content, strict=True)
@@ -56,8 +56,8 @@ def test_run_portable_folder_and_pth_give_the_same_embeddings(run, tmp_path):
   found = weights.read(run)
   wave = np.random.default_rng(0).standard_normal(30000).astype(np.float32)
   expected = m2d_clap_jax.load(run).features(wave)
-  folder = write.save_portable(found, tmp_path / 'portable')
-  pth = write.save_pth(found, tmp_path)
+  folder = portable.save_portable(found, tmp_path / 'portable')
+  pth = public.save_pth(found, tmp_path)
   for model in (m2d_clap_jax.load(folder), m2d_clap_jax.load(pth, heads=3)):
     for value, reference_value in zip(model.features(wave), expected):
       np.testing.assert_array_equal(value, reference_value)
@@ -69,7 +69,7 @@ def test_a_run_starts_from_exported_weights_of_another_clip_length(part, run, da
   found = weights.read(run)
   if part == 'encoder only':
     found = found.encoder_only()
-  folder = write.save_portable(found, tmp_path / 'portable')
+  folder = portable.save_portable(found, tmp_path / 'portable')
   config = tiny_config(data, steps=1, batch_size=16, evals_every=1, statistics_every=1, save_every=1)
   config.model.update(GOLDEN | {'input_size': (80, 48)})
   config.schedule.base_learning_rate = 1e-12  # so that what was taken is still there after one update
@@ -96,7 +96,7 @@ def test_weights_of_another_size_are_refused_by_name(run, data, tmp_path):  # no
     pretrain.run(config, str(tmp_path / 'next'))
   found = weights.read(run)
   config.model.update(GOLDEN)
-  config.init = str(write.save_portable(dataclasses.replace(found, sample_rate=32000), tmp_path / 'of another rate'))
+  config.init = str(portable.save_portable(dataclasses.replace(found, sample_rate=32000), tmp_path / 'of another rate'))
   with pytest.raises(UserError, match='is for audio of 32000 Hz where the log-mels in .* are of 16000 Hz'):
     pretrain.run(config, str(tmp_path / 'next'))
   config.init = str(tmp_path / 'nowhere')

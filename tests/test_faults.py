@@ -8,7 +8,7 @@ import time
 import pytest
 
 from m2d_clap_jax.data.prepare import prepare
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import faults, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters

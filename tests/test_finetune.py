@@ -15,9 +15,9 @@ from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol
-from m2d_clap_jax.torch_io import write
 from m2d_clap_jax.train import finetune
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
+from m2d_clap_jax.weights import public
 from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
 
 RATE = 16000
@@ -94,7 +94,7 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
   assert np.mean(logits.argmax(axis=1) == truth) == reported
   pytest.importorskip('torch')
-  path = write.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
+  path = public.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 
 

@@ -7,13 +7,12 @@ import pytest
 
 import m2d_clap_jax
 from configs.finetune import get_config
+from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
-from m2d_clap_jax.data.task_table import TASKS
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier
-from m2d_clap_jax.torch_io import write
-from m2d_clap_jax.train import finetune, sharding
-from m2d_clap_jax.train.export import classifier_weights
+from m2d_clap_jax.tasks.table import TASKS
+from m2d_clap_jax.train import finetune
 from m2d_clap_jax.train.finetune_step import (
   Augmentation,
   Inputs,
@@ -24,6 +23,8 @@ from m2d_clap_jax.train.finetune_step import (
   score,
 )
 from m2d_clap_jax.train.optim import FINE_TUNING
+from m2d_clap_jax.weights import portable
+from m2d_clap_jax.weights.run import classifier_weights
 
 RATE = 16000
 TINY = {'width': 32, 'depth': 1, 'heads': 2}
@@ -87,7 +88,7 @@ def test_an_exported_classifier_has_the_same_logits(flat, tmp_path):
   expected = jax.jit(functools.partial(score, model=model, inputs=INPUTS))(
       variables['params'], stats, {'network': {'pos_embed': table}}, WAVES)
   found = classifier_weights(model, variables['params'], stats, table=table, sample_rate=RATE, classes=('a', 'b', 'c'))
-  write.save_portable(found, tmp_path)
+  portable.save_portable(found, tmp_path)
   logits = m2d_clap_jax.load(tmp_path).logits(WAVES)
   assert np.abs(expected).max() > 0.02
   np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())

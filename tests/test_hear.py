@@ -10,7 +10,7 @@ import pytest
 import m2d_clap_jax
 from m2d_clap_jax import hear
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.torch_io.write import save_portable
+from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import save_model
 from tests.test_api import arpeggio, tiny_weights
 

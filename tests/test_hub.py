@@ -13,11 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from m2d_clap_jax import hub
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.torch_io.write import save_portable
-from m2d_clap_jax.weights import Weights, expected_shapes, read
+from m2d_clap_jax.weights import Weights, expected_shapes, hub, read
+from m2d_clap_jax.weights.portable import save_portable
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOKEN = 'hf_of_the_owner'

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
-from m2d_clap_jax import page
+from m2d_clap_jax.demo import page
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run, save_model, save_recordings
 from tests.test_pretrain import ROOT

@@ -6,8 +6,8 @@ import pytest
 
 from m2d_clap_jax.audio.logmel import SILENCE
 from m2d_clap_jax.data import schema
+from m2d_clap_jax.data.batches import TrainingBatches, crop, pick_caption, prefetch
 from m2d_clap_jax.data.order import Order
-from m2d_clap_jax.data.pipeline import TrainingBatches, crop, pick_caption, prefetch
 from m2d_clap_jax.errors import UserError
 
 

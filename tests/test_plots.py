@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from m2d_clap_jax import plots
+from m2d_clap_jax.eval import plots
 
 
 def curves(n=500):
@@ -106,5 +106,5 @@ def test_hundreds_of_classes_still_fit_on_one_page(tmp_path, monkeypatch):
 
 
 def test_plotting_leaves_pyplot_alone():
-  code = 'import sys, m2d_clap_jax.plots; assert not {"matplotlib.pyplot", "jax"} & set(sys.modules)'
+  code = 'import sys, m2d_clap_jax.eval.plots; assert not {"matplotlib.pyplot", "jax"} & set(sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True, env={'PYTHONPATH': ':'.join(sys.path)})

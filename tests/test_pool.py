@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from m2d_clap_jax.data import prepare, worker
-from m2d_clap_jax.data.pool import Pool
+from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
 from tests.prepare_helpers import corpus, noise
 
@@ -62,6 +62,6 @@ def test_workers_that_cannot_start_are_told_with_the_cause():
 
 def test_workers_import_neither_jax_nor_tensorflow():
   code = ('import sys; from m2d_clap_jax.data import worker; from m2d_clap_jax.audio import LogMel\n'
-          'import numpy, m2d_clap_jax.audio.io; LogMel().numpy(numpy.zeros(999))\n'
+          'import numpy, m2d_clap_jax.audio.decode; LogMel().numpy(numpy.zeros(999))\n'
           'print([name for name in ("jax", "tensorflow", "transformers", "torch") if name in sys.modules])')
   assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'

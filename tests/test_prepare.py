@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_clap_jax import cli, paths
-from m2d_clap_jax.audio import LogMel, io
+from m2d_clap_jax import paths
+from m2d_clap_jax.audio import LogMel, decode
+from m2d_clap_jax.cli import main
 from m2d_clap_jax.data import embeddings, prepare
 from m2d_clap_jax.data.manifest import Row
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from tests.prepare_helpers import FakeEncoder, contents, corpus, noise, write_manifest
 
@@ -34,7 +35,7 @@ def mixed(tmp_path_factory):
       ('sub/b.flac', '', 'rain,wind,sea', 'train'), ('c.opus', ' ', 'flute, pipe', 'test'),
       ('long.wav', 'hiss ' * 10_000, '', 'train'), ('gone.wav', 'x', '', 'train'),
       ('a.wav', 'barking', 'dog', 'train'), ('long.wav', '', '', 'test'), ('../out.wav', 'x', '', 'train')])
-  code = cli.main(['prepare', f'--manifest={root}/m.csv', f'--audio_root={audio}', f'--out={root}/out', '--workers=2',
+  code = main.main(['prepare', f'--manifest={root}/m.csv', f'--audio_root={audio}', f'--out={root}/out', '--workers=2',
                    '--text_encoder=minilm', '--num_shards=2', '--max_seconds=2'])
   assert code == 0
   return root
@@ -47,7 +48,7 @@ def test_tfds_reads_the_folder(mixed):
   train = {r['key'].decode(): r for r in tfds.as_numpy(builder.as_dataset(split='train'))}
   a = train['a.wav']
   assert a['logmel'].shape == (80, 101) == (80, a['num_frames']) and a['logmel'].dtype == np.float16
-  wave, _ = io.load(mixed / 'audio/a.wav', 16000)
+  wave, _ = decode.load(mixed / 'audio/a.wav', 16000)
   np.testing.assert_array_equal(a['logmel'], LogMel().numpy(wave).astype(np.float16))
   assert a['captions'].tolist() == [b'a dog barks', b'barking'] and a['labels'].tolist() == [b'dog']
   assert a['caption_embeddings'].shape == (2, 384) and a['caption_embeddings'].dtype == np.float16
@@ -146,7 +147,7 @@ def test_the_result_depends_neither_on_workers_nor_on_row_order(tmp_path):
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   corpus(tmp_path / 'wavs', 3)
-  assert cli.main(['prepare', '--manifest=~/wavs/manifest.csv', '--audio_root=~/wavs', '--out=~/out', '--workers=1',
+  assert main.main(['prepare', '--manifest=~/wavs/manifest.csv', '--audio_root=~/wavs', '--out=~/out', '--workers=1',
                    '--text_encoder=none']) == 0
   assert Folder('~/out').split('train').num_clips == 3
   assert paths.files_under('~/wavs')[:2] == ['0.wav', '1.wav'] and len(paths.glob('~/wavs/*.wav')) == 3
@@ -272,7 +273,7 @@ def test_the_command_tells_mistakes_in_one_line(tmp_path, capsys):
                           (['--out=' + str(tmp_path / 'out'), '--max_seconds=nan'], '--max_seconds=nan'),
                           (['--out=' + str(tmp_path / 'out'), '--sample_rate=8000'], '16000 and 32000'),
                           (['--out=' + str(tmp_path / 'out'), '--caption_embeddings=x'], 'belongs to --logmels')]:
-    assert cli.main(common + arguments) == 2
+    assert main.main(common + arguments) == 2
     error = capsys.readouterr().err
     assert told in error and error.count('\n') == 1, error
 

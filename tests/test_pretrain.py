@@ -16,9 +16,10 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train import pretrain, sharding
+from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from tests.prepare_helpers import FakeEncoder, corpus, noise, write_manifest
 

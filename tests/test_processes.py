@@ -7,10 +7,10 @@ import subprocess
 import numpy as np
 import pytest
 
+from m2d_clap_jax.data.batches import TrainingBatches
 from m2d_clap_jax.data.order import Order
-from m2d_clap_jax.data.pipeline import TrainingBatches
 from m2d_clap_jax.data.prepare import prepare
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
 from tests.prepare_helpers import FakeEncoder, corpus
 from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from m2d_clap_jax.data import prepare, records, schema
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data import prepare, read, schema
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from tests.prepare_helpers import FakeEncoder, corpus
 
@@ -58,7 +58,7 @@ def test_tensorflow_parses_what_the_schema_says(folder):
 
 
 def test_threads_share_a_split_with_fewer_open_files_than_shards(folder, monkeypatch):
-  monkeypatch.setattr(records, '_OPEN_FILES', 1)
+  monkeypatch.setattr(read, '_OPEN_FILES', 1)
   split = pickle.loads(pickle.dumps(Folder(folder).split('train')))
   expected = split.read(range(20))
   orders = [np.random.default_rng(seed).permutation(20) for seed in range(40)]

@@ -15,16 +15,16 @@ import soundfile
 import m2d_clap_jax
 from m2d_clap_jax import paths
 from m2d_clap_jax.data import prepare, worker
-from m2d_clap_jax.data.pipeline import TrainingBatches
-from m2d_clap_jax.data.records import Folder
-from m2d_clap_jax.data.tasks import open_task
+from m2d_clap_jax.data.batches import TrainingBatches
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import extract
-from m2d_clap_jax.eval.run import evaluate
-from m2d_clap_jax.torch_io.write import save_portable
+from m2d_clap_jax.eval.finished import evaluate
+from m2d_clap_jax.tasks import clips
+from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.train import finetune, pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.workdir import make_workdir
 from tests import test_finetune
 from tests.cloud_storage import Server
@@ -206,8 +206,8 @@ def test_an_evaluation_in_a_bucket_and_its_report(bucket, capsys, monkeypatch):
       paths.names_in(f'{bucket}/zeroshot'))
   task = open_task('mine', f'{bucket}/task', seconds=0.3)
   task = task.restrict({clip.file for clip in task.splits()['test']})
-  monkeypatch.setattr(extract, '_compute', None)  # what the evaluation has extracted is found again
-  assert len(extract.extract(m2d_clap_jax.load(f'{bucket}/tiny'), task, f'{bucket}/zeroshot/features')[1].files) == 9
+  monkeypatch.setattr(clips, '_compute', None)  # what the evaluation has extracted is found again
+  assert len(clips.extract(m2d_clap_jax.load(f'{bucket}/tiny'), task, f'{bucket}/zeroshot/features')[1].files) == 9
   capsys.readouterr()
   assert command_line('report', f'{bucket}/zeroshot') == 0
   assert '| mine |' in capsys.readouterr().out

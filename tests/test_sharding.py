@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
-from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.state import create_state

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m2d_clap_jax import losses
+from m2d_clap_jax import losses, sharding
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
-from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.state import create_state

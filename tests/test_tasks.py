@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from m2d_clap_jax.data.task_table import PAPER, TASKS
-from m2d_clap_jax.data.tasks import check_classes, open_task, read_metadata, unnamed
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tasks.metadata import check_classes, open_task, read_metadata, unnamed
+from m2d_clap_jax.tasks.table import PAPER, TASKS
 
 
 def write(tmp_path, text, name='esc50.csv', files=('a.wav', 'b.wav', 'c.wav')):

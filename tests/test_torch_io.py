@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.posemb import sincos_2d
-from m2d_clap_jax.torch_io import rules, write
-from m2d_clap_jax.torch_io.public import name_fields, text_encoder
+from m2d_clap_jax.weights import core, names, portable, public
+from m2d_clap_jax.weights.public import name_fields, text_encoder
 from tests import reference
 
 TINY = dict(heads=3, predictor_heads=4)  # what shapes do not tell: these heads are 32 and 16 wide
@@ -72,10 +72,10 @@ def test_in_and_out_again_is_bit_identical_in_every_tensor(layout, tmp_path):
   tensors, folder = LAYOUTS[layout]()
   heads = {} if layout == 'base' else TINY
   loaded = weights.read(saved(tmp_path, tensors, folder), **heads)
-  same(write.public_tensors(loaded), tensors)
-  write.save_portable(loaded, tmp_path / 'portable')
+  same(public.public_tensors(loaded), tensors)
+  portable.save_portable(loaded, tmp_path / 'portable')
   again = weights.read(tmp_path / 'portable')
-  same(write.public_tensors(again), tensors)
+  same(public.public_tensors(again), tensors)
   assert again.model == loaded.model and again.fingerprint == loaded.fingerprint
   assert again.text_encoder == loaded.text_encoder and again.complete
 
@@ -85,17 +85,17 @@ def test_flax_to_torch_and_back_is_bit_identical():
   rng = np.random.default_rng(0)
   trees = {tree: {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
            for tree, shapes in weights.expected_shapes(loaded.network()).items()}
-  back = rules.to_flax(rules.to_torch(trees, (16, 16)))
+  back = names.to_flax(names.to_torch(trees, (16, 16)))
   for tree, leaves in trees.items():
     same(back[tree], leaves)
 
 
 def test_every_rule_reads_the_same_in_both_directions():
-  for rule in rules.RULES:
+  for rule in names.RULES:
     name = rule.name.replace('#', '7')
-    tree, path = rules.flax_path(name)
+    tree, path = names.flax_path(name)
     assert (tree, path) == (rule.tree, rule.path.lstrip('/').replace('#', '7'))
-    assert rules.torch_name(tree, path) == name
+    assert names.torch_name(tree, path) == name
 
 
 @pytest.mark.parametrize('name, expected', [
@@ -118,7 +118,7 @@ def test_a_text_encoder_that_is_named_brings_its_own_pooling():
   named = [text_encoder('A', name, {'text_width': 768}) for name in (None, 'bert-base-uncased', 'my/encoder')]
   assert [each['pooling'] for each in named] == ['mean', 'cls', 'mean']
   model = {'text_width': 768}
-  other = weights._overridden(weights.Weights(model, {}, text_encoder=named[0]), {'text_encoder': 'bert-base-uncased'})
+  other = core.overridden(weights.Weights(model, {}, text_encoder=named[0]), {'text_encoder': 'bert-base-uncased'})
   assert other.text_encoder['pooling'] == 'cls'
 
 
@@ -159,7 +159,7 @@ def test_pth_files_are_read_in_every_wrapping(tmp_path, wrap):
   path = tmp_path / FOLDER / 'checkpoint-300.pth'
   path.parent.mkdir()
   torch.save(wrap({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}), path)
-  same(write.public_tensors(weights.read(path, **TINY)), tensors)
+  same(public.public_tensors(weights.read(path, **TINY)), tensors)
 
 
 def test_a_fine_tuned_head_comes_in_and_goes_out(tmp_path):
@@ -171,7 +171,7 @@ def test_a_fine_tuned_head_comes_in_and_goes_out(tmp_path):
   buffers = {'module.ar.runtime.to_spec.mel_scale.fb': np.zeros((201, 80), np.float32)}
   loaded = weights.read(saved(tmp_path, wrapped | buffers, 'm2d_vit_base-80x1001p16x16-221006-mr7_as_46ab246d'))
   assert loaded.trees['head']['kernel'].shape == (320, 7) and set(loaded.trees['head_stats']) == {'mean', 'var'}
-  out = write.public_tensors(loaded)
+  out = public.public_tensors(loaded)
   assert set(out) == set(wrapped) | {'module.ar.runtime.backbone.norm_stats'}
   same({name: out[name] for name in wrapped}, wrapped)
 
@@ -248,12 +248,12 @@ def test_a_checkpoint_of_something_else_says_so(tmp_path):
 def test_the_pth_that_is_written_loads_strictly_into_a_torch_module_of_the_public_names(tmp_path):
   torch = pytest.importorskip('torch')
   loaded = weights.read(saved(tmp_path, complete('clap_tiny')), **TINY)
-  path = write.save_pth(loaded, tmp_path / 'out', 300)
+  path = public.save_pth(loaded, tmp_path / 'out', 300)
   assert path.parent.name.startswith('m2d_clap_vit_w96-80x96p16x16-') and path.name == 'checkpoint-300.pth'
   module = torch_module(torch, reference.shapes('clap_tiny'))
   result = module.load_state_dict(torch.load(path, weights_only=True)['model'], strict=True)
   assert not result.missing_keys and not result.unexpected_keys
-  small = write.save_pth(loaded.encoder_only(), tmp_path / 'small', 300)
+  small = public.save_pth(loaded.encoder_only(), tmp_path / 'small', 300)
   names = set(torch.load(small, weights_only=True)['model'])
   assert names == {name for name in reference.shapes('clap_tiny')
                    if not name.startswith(('decoder', 'target', 'mask_token'))}
@@ -274,7 +274,7 @@ def torch_module(torch, shapes):
 
 
 def test_a_portable_folder_opens_without_orbax_tensorflow_torch_and_transformers(tmp_path):
-  write.save_portable(weights.read(saved(tmp_path, complete('clap_tiny')), **TINY), tmp_path / 'portable')
+  portable.save_portable(weights.read(saved(tmp_path, complete('clap_tiny')), **TINY), tmp_path / 'portable')
   code = f'''
 import sys
 import m2d_clap_jax
@@ -287,7 +287,7 @@ print(*{{'orbax', 'tensorflow', 'torch', 'transformers', 'clu', 'ml_collections'
 
 
 def test_a_portable_folder_with_a_damaged_description_is_refused(tmp_path):
-  write.save_portable(weights.read(saved(tmp_path, complete('clap_tiny')), **TINY), tmp_path / 'portable')
+  portable.save_portable(weights.read(saved(tmp_path, complete('clap_tiny')), **TINY), tmp_path / 'portable')
   config = tmp_path / 'portable' / 'config.json'
   assert json.loads(config.read_text())['model']['heads'] == 3
   config.write_text('{"m2d_clap_jax": 99}')

@@ -2,15 +2,15 @@
 import numpy as np
 import pytest
 
-from m2d_clap_jax.audio.io import AudioError
-from m2d_clap_jax.data import waves
+from m2d_clap_jax.audio.decode import AudioError
 from m2d_clap_jax.data.sampling import Epochs, rarity
-from m2d_clap_jax.data.waves import Waves
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tasks import decoded
+from m2d_clap_jax.tasks.decoded import Waves
 
 
 def test_waves_are_cut_filled_and_clipped_and_decoded_once(tmp_path, monkeypatch):
-  monkeypatch.setattr(waves, 'SHARD', 2)
+  monkeypatch.setattr(decoded, 'SHARD', 2)
   sources = [np.full(10, 0.5), np.full(3, -1.0), np.full(4, 7.0)]
   asked, notes = [], []
 
@@ -31,7 +31,7 @@ def test_waves_are_cut_filled_and_clipped_and_decoded_once(tmp_path, monkeypatch
 
 
 def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
-  monkeypatch.setattr(waves, 'SHARD', 2)
+  monkeypatch.setattr(decoded, 'SHARD', 2)
   asked = []
 
   def read(i):
@@ -47,7 +47,7 @@ def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_processes_that_share_a_folder_share_the_decoding(tmp_path, monkeypatch):
-  monkeypatch.setattr(waves, 'SHARD', 2)
+  monkeypatch.setattr(decoded, 'SHARD', 2)
   asked = {0: [], 1: []}
 
   def reading(process):

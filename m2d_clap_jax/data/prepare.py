@@ -8,8 +8,8 @@ import sys
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.audio.logmel import LogMel
-from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, shards, worker
-from m2d_clap_jax.data.pool import Pool
+from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
+from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 
@@ -67,8 +67,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
   with _folder(out, task) as out:
     encoder = _encoder(text_encoder)
     settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
-    jobs = shards.plan(rows, settings, num_shards)
-    done = shards.finished(out, jobs)
+    jobs = write.plan(rows, settings, num_shards)
+    done = write.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
     source = Source(worker.AUDIO, os.fspath(audio_root), logmel, max_seconds)
@@ -81,7 +81,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
                       functools.partial(_encoder, _everywhere(text_encoder)))
       return _complete(out, jobs, task)
     if bank:
-      with shards.writing(out):
+      with write.writing(out):
         bank.embed([row for job in todo for row in job.rows], Progress('captions'), task)
     return _write(out, jobs, done, source, bank, workers, task)
 
@@ -113,8 +113,8 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
   if bank:
     bank.mark_missing(rows)
   with _folder(out, task) as out:
-    jobs = shards.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
-    done = shards.finished(out, jobs)
+    jobs = write.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
+    done = write.finished(out, jobs)
     source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
     todo = [job for job in jobs if job.name not in done]
     if todo and beam is not None:
@@ -154,18 +154,18 @@ def _write(out, jobs, done, source, bank, workers, task):
     with Pool(source.target, min(count, len(files))) as pool, contextlib.closing(progress):
       results = pool.map(source.tasks(files))
       for job in todo:
-        shards.write_shard(out, job, results, bank, progress.step)
+        write.write_shard(out, job, results, bank, progress.step)
   return _complete(out, jobs, task)
 
 
 def _complete(out, jobs, task):
   """The metadata, unless shards of other tasks are missing."""
-  missing = len(jobs) - len(shards.finished(out, jobs))
+  missing = len(jobs) - len(write.finished(out, jobs))
   if missing and task:
     print(f'{out}: {missing} of {len(jobs)} shards belong to tasks that are not done; the last one completes the folder',
           file=sys.stderr)
     return None
-  meta = shards.write_metadata(out, alone=task is None)
+  meta = write.write_metadata(out, alone=task is None)
   embeddings.remove_blocks(out)
   return meta
 
@@ -173,10 +173,10 @@ def _complete(out, jobs, task):
 def _pipeline():
   """The module of Beam, which is an extra."""
   try:
-    from m2d_clap_jax.data import beam_pipeline
+    from m2d_clap_jax.data import beam
   except ImportError as error:
     raise UserError(f"--beam needs Apache Beam ({error}): pip install -e '.[beam]'") from error
-  return beam_pipeline
+  return beam
 
 
 def _absolute(place):
@@ -254,7 +254,7 @@ def _folder(out, task=None):
     locks[f'.lock-{task[0]}-of-{task[1]}'] = fcntl.LOCK_EX
   with contextlib.ExitStack() as stack:
     for name, kind in locks.items():
-      with shards.writing(out):
+      with write.writing(out):
         os.makedirs(out, exist_ok=True)
         f = stack.enter_context(open(os.path.join(out, name), 'w', encoding='utf-8'))
       try:

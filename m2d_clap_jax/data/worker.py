@@ -24,7 +24,7 @@ class Rejected(Exception):
 
 def from_audio(path, logmel, max_seconds):
   """Audio file -> result (see `_result`). `logmel` is a LogMel. Raises Rejected."""
-  from m2d_clap_jax.audio.io import AudioError, load
+  from m2d_clap_jax.audio.decode import AudioError, load
   _check_regular(path)  # opening a named pipe would wait for ever
   try:
     wave, truncated = load(path, logmel.sample_rate, max_seconds)

@@ -1,8 +1,7 @@
 """What every classification leaves to be looked at: how it does class by class."""
 import numpy as np
 
-from m2d_clap_jax import plots
-from m2d_clap_jax.eval import metrics
+from m2d_clap_jax.eval import metrics, plots
 
 
 def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str) -> dict[str, float]:

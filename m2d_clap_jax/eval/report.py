@@ -4,9 +4,9 @@ import json
 import math
 import os
 
-from m2d_clap_jax.data.task_table import PAPER, TASKS
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under, write_text
+from m2d_clap_jax.tasks.table import PAPER, TASKS
 
 RESULTS, TABLE = 'results.json', 'results.md'
 PACKAGES = ('jax', 'flax', 'optax', 'numpy')

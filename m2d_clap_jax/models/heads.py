@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from m2d_clap_jax.models.layers import Dtype, Linear, Transformer
+from m2d_clap_jax.models.vit import Dtype, Linear, Transformer
 
 
 class Mlp(nn.Module):

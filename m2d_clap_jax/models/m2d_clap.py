@@ -12,8 +12,8 @@ import numpy as np
 
 from m2d_clap_jax.models import masking
 from m2d_clap_jax.models.heads import Mlp, SemanticProjector, masked_mean
-from m2d_clap_jax.models.layers import Dtype, Linear, Transformer, patchify
 from m2d_clap_jax.models.posemb import sincos_2d
+from m2d_clap_jax.models.vit import Dtype, Linear, Transformer, patchify
 
 # Encoders are the usual ViT sizes; base and large predict with 512 x 8 x 16 as published.
 SIZES = {

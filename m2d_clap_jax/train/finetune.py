@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
-from m2d_clap_jax.data.tasks import Task, check_classes, open_task
-from m2d_clap_jax.data.waves import SCALE, Waves
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
-from m2d_clap_jax.eval.extract import missing_files, refuse_damaged, wave_of
 from m2d_clap_jax.eval.linear_protocol import mean_and_interval
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.paths import is_remote, stamps
 from m2d_clap_jax.progress import Progress
-from m2d_clap_jax.train import sharding
+from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged, wave_of
+from m2d_clap_jax.tasks.decoded import SCALE, Waves
+from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
 from m2d_clap_jax.train.optim import FINE_TUNING
 from m2d_clap_jax.train.pretrain import check_model

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from m2d_clap_jax.audio.logmel import LogMel
-from m2d_clap_jax.data import augment
-from m2d_clap_jax.data.waves import SCALE
 from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.tasks.decoded import SCALE
+from m2d_clap_jax.train import augment
 
 
 @flax.struct.dataclass

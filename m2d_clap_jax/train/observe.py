@@ -5,14 +5,14 @@ import json
 import jax
 import numpy as np
 
-from m2d_clap_jax import paths, plots
-from m2d_clap_jax.data.pipeline import crop, whole_split
-from m2d_clap_jax.data.records import Split
+from m2d_clap_jax import paths, sharding
+from m2d_clap_jax.data.batches import crop, whole_split
+from m2d_clap_jax.data.read import Split
+from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.features import statistics
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import as_bool
-from m2d_clap_jax.train import sharding
-from m2d_clap_jax.train.runlog import RunLog
+from m2d_clap_jax.train.log import RunLog
 from m2d_clap_jax.train.state import TrainState
 from m2d_clap_jax.train.step import draw_mask
 

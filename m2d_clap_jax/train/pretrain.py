@@ -5,22 +5,22 @@ import sys
 
 import jax
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.data.authors import Dictionaries
-from m2d_clap_jax.data.pipeline import TrainingBatches, prefetch
-from m2d_clap_jax.data.records import Folder
+from m2d_clap_jax.data.batches import TrainingBatches, prefetch
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval.evaluators import make_evaluators
+from m2d_clap_jax.eval.during_training import make_evaluators
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.train import sharding
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
-from m2d_clap_jax.train.init import start_from
+from m2d_clap_jax.train.log import Progress, RunLog
 from m2d_clap_jax.train.observe import Observer
 from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.runlog import Progress, RunLog
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.state import create_state
 from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
 from m2d_clap_jax.train.window import Window
@@ -124,7 +124,7 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
 def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
   """Opens the prepared folder -> (Folder, Split); with `demo`, renders and prepares the demo corpus there first."""
   if demo:
-    from m2d_clap_jax.data.demo import ensure
+    from m2d_clap_jax.demo.corpus import ensure
     folder = str(ensure(folder))
   if not folder:
     raise UserError('config.data.folder is empty: give --config.data.folder=FOLDER, made by `m2d-clap prepare`, or try '

@@ -10,19 +10,17 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from m2d_clap_jax import paths, plots
-from m2d_clap_jax.data.pipeline import prefetch
+from m2d_clap_jax import paths, sharding
+from m2d_clap_jax.data.batches import prefetch
 from m2d_clap_jax.data.sampling import Epochs, rarity
-from m2d_clap_jax.data.tasks import Task
-from m2d_clap_jax.data.waves import Waves
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol
+from m2d_clap_jax.eval import linear_protocol, plots
 from m2d_clap_jax.eval.figures import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import bind
-from m2d_clap_jax.train import sharding
+from m2d_clap_jax.tasks.decoded import Waves
+from m2d_clap_jax.tasks.metadata import Task
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
-from m2d_clap_jax.train.export import classifier_weights
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.finetune_step import (
   Augmentation,
@@ -33,11 +31,13 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
   score,
 )
-from m2d_clap_jax.train.init import merge
-from m2d_clap_jax.train.runlog import Progress, RunLog
+from m2d_clap_jax.train.log import Progress, RunLog
 from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
+from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.window import Window
-from m2d_clap_jax.weights import CONFIG, Weights, read
+from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights.portable import CONFIG
+from m2d_clap_jax.weights.run import classifier_weights
 
 SCORE_BATCH = 64
 BEST, RESULT = 'best', 'result.json'
@@ -175,7 +175,7 @@ class Trial:
       best = {'score': found, 'epoch': epoch}
       whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))((state.params, state.stats))
       if log.active:
-        from m2d_clap_jax.torch_io.write import save_portable
+        from m2d_clap_jax.weights.portable import save_portable
         save_portable(classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
                                          sample_rate=self.inputs.logmel.sample_rate, classes=self.task.classes,
                                          source=str(folder), step=step), folder / f'{BEST}-{epoch}')

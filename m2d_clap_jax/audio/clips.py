@@ -1,0 +1,74 @@
+"""What people pass as audio, as a list of clips: arrays of any kind, files, alone or many."""
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from m2d_clap_jax.audio import decode
+from m2d_clap_jax.errors import UserError
+
+MOST_CHANNELS = 32
+
+
+class AudioClip(NamedTuple):
+  """name: for messages; blocks(sample_rate): iterator of mono float32 waves [S] that follow each other."""
+  name: str
+  wave: np.ndarray | None  # None: a file
+  rate: int  # of the wave
+
+  def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
+    if self.wave is None:
+      yield from decode.stream(self.name, sample_rate)
+    else:
+      yield decode.resample(self.wave, self.rate, sample_rate)
+
+
+def as_clips(waves, sample_rate: int) -> list[AudioClip]:
+  """One array, a batch, a list of arrays of different lengths, a path or a list of paths -> clips.
+
+  Args:
+    waves: [S] one clip, [B, S] or [B, channels, S] a batch; or a list whose items are [S], [channels, S], [S, channels]
+      (channels is the shorter axis), paths or `AudioClip`s. Integers are scaled to [-1, 1], channels averaged.
+    sample_rate: of the arrays, Hz; files know their own.
+
+  Raises:
+    UserError: names the item that is empty, holds NaN or infinity, or is no audio.
+  """
+  if isinstance(waves, (str, os.PathLike)):
+    items: list = [waves]
+  elif isinstance(waves, (list, tuple)) and not (len(waves) and isinstance(waves[0], (int, float))):
+    items = list(waves)
+  else:
+    array = np.asarray(waves)
+    if not 1 <= array.ndim <= 3:
+      raise UserError(f'audio of shape {array.shape} is not understood: use [S], [B, S], [B, channels, S], or a list')
+    items = [array] if array.ndim == 1 else list(array)
+  if not items:
+    raise UserError('no audio was given: the list is empty')
+  return [_as_clip(i, item, sample_rate) for i, item in enumerate(items)]
+
+
+def _as_clip(i: int, item, sample_rate: int) -> AudioClip:
+  if isinstance(item, (str, os.PathLike)):
+    return AudioClip(os.fspath(item), None, 0)
+  if isinstance(item, AudioClip):
+    return item
+  array, name = np.asarray(item), f'item {i}'
+  if array.ndim not in (1, 2):
+    raise UserError(f'{name} has shape {array.shape}: one clip is [S], [channels, S] or [S, channels]')
+  if not array.size:
+    raise UserError(f'{name} is empty (shape {array.shape}): leave it out')
+  axis = None
+  if array.ndim == 2:
+    axis = int(np.argmin(array.shape))
+    if array.shape[axis] > MOST_CHANNELS:
+      raise UserError(f'{name} has shape {array.shape}: neither axis can be channels (at most {MOST_CHANNELS}); '
+                      'a batch within a list is not understood')
+  try:
+    wave = decode.as_mono(array, axis)
+  except ValueError as error:
+    raise UserError(f'{name}: {error}') from None
+  if not np.isfinite(wave).all():
+    raise UserError(f'{name} holds NaN or infinite samples: repair it or leave it out')
+  return AudioClip(name, wave, sample_rate)

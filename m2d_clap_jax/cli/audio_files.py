@@ -1,0 +1,99 @@
+"""Audio files for a model: found in folders, run in groups of bounded size, the unusable ones told and left out."""
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from m2d_clap_jax.audio.clips import AudioClip
+from m2d_clap_jax.audio.decode import AudioError
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, files_under, size
+from m2d_clap_jax.progress import Progress
+
+# What is taken from a folder; a file that is named itself may end as it likes.
+ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64')
+# A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
+MOST_FILES, MOST_BYTES = 256, 64e6
+
+
+class CheckedFile(AudioClip):
+  """A file whose damage ends its own sound only. `reason`: why it cannot be used, once its blocks were asked for."""
+
+  def __new__(cls, name: str, progress: Progress):
+    self = super().__new__(cls, name, None, 0)
+    self.progress, self.reason = progress, None
+    return self
+
+  def blocks(self, sample_rate: int):
+    try:
+      yield from super().blocks(sample_rate)
+    except AudioError as error:
+      self.reason = reason_of(error, self.name)
+      self.progress.write(f'left out: {printable(self.name)}: {self.reason}', sys.stderr)
+    self.progress.step()
+
+
+def reason_of(error: AudioError, name: str) -> str:
+  """Why a file cannot be used, without its name and without advice for rows of a table: there is none here."""
+  return re.sub(r'(; replace it|,)? or drop its row$', '', str(error).removeprefix(f'{as_path(name)}: '))
+
+
+def find(paths: Sequence[str]) -> list[str]:
+  """Files as they are, folders searched with their sub-folders (not hidden ones) -> file names, each once, in order.
+
+  Raises:
+    UserError: a folder without audio files.
+  """
+  names = {}
+  for path in paths:
+    found = _search(path) if as_path(path).is_dir() else [path]
+    if not found:
+      raise UserError(f'{path}: the folder holds no audio files ({" ".join(ENDINGS)}); name another, or single files')
+    names |= dict.fromkeys(found)
+  return list(names)
+
+
+def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, object, str | None, Progress]]:
+  """Runs function(clips) -> one result a clip over all files; yields (name, result or None, reason or None, progress).
+
+  function: a method of `Pipeline`. The progress is shown meanwhile; what is printed should go through its `write`.
+  """
+  progress = Progress('files', len(names))
+  try:
+    for group in _groups(names):
+      clips = [CheckedFile(name, progress) for name in group]
+      for clip, result in zip(clips, function(clips), strict=True):
+        yield clip.name, None if clip.reason else result, clip.reason, progress
+  finally:
+    progress.close()
+
+
+def printable(name: str) -> str:
+  """A file's name as valid Unicode, whatever bytes it is made of."""
+  return os.fsencode(name).decode('utf-8', 'replace')
+
+
+def _search(folder: str) -> list[str]:
+  folder = os.fspath(as_path(folder))
+  return [os.path.join(folder, name) for name in files_under(folder)
+          if name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))]
+
+
+def _groups(names: Sequence[str]) -> Iterator[list[str]]:
+  group, size = [], 0
+  for name in names:
+    own = _bytes(name)
+    if group and (len(group) == MOST_FILES or size + own > MOST_BYTES):
+      yield group
+      group, size = [], 0
+    group.append(name)
+    size += own
+  if group:
+    yield group
+
+
+def _bytes(name: str) -> int:
+  try:
+    return size(name)
+  except OSError:  # missing, which reading it will tell; or not on this machine
+    return 0

@@ -1,0 +1,130 @@
+"""`m2d-clap classify`: scores of audio files, for labels of the user's choice or a fine-tuned model's classes."""
+import json
+import sys
+
+from m2d_clap_jax.cli import model_options
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import open_text
+
+SHOWN = 5  # labels a file in the table, unless --top says otherwise
+
+
+def add_arguments(p):
+  p.description = """\
+With --labels: cosine similarities of each file and each label's caption
+(zero-shot). Without: scores of the classes that a model was fine-tuned on, by
+their names, or numbers where the model does not tell names."""
+  p.epilog = """\
+examples:
+  m2d-clap classify dogs/*.mp3 --model runs/clips --labels 'dog,rain,church bells'
+  m2d-clap classify street.wav --model exported/ --labels @labels.txt --json
+  m2d-clap classify street.wav --model fine_tuned/checkpoint-99.pth --multi_label
+
+Labels are made captions by --template. Several templates are averaged."""
+  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, ogg, opus, mp3 and others')
+  p.add_argument('--labels', metavar='A,B,C|@FILE', help='labels, or @ and a text file with one on each line')
+  p.add_argument('--template', action='append', metavar='TEXT',
+                 help="caption of a label, which takes the place of {} (default: '{} can be heard'); may be repeated")
+  p.add_argument('--multi_label', action='store_true',
+                 help="a fine-tuned model's classes do not exclude each other: sigmoid instead of softmax")
+  p.add_argument('--top', type=model_options.positive, metavar='N', help=f'labels a file (default: {SHOWN}; all with --json)')
+  p.add_argument('--json', action='store_true', help='for programs: a JSON object a line, {"file", "kind", "scores"}; '
+                 '{"file", "error"} for one that cannot be used')
+  model_options.add_pipeline(p)
+
+
+def run(args):
+  from m2d_clap_jax.cli import audio_files
+  labels = None if args.labels is None else read_labels(args.labels)
+  if labels is None and args.template:
+    raise UserError('--template belongs to --labels, which is missing')
+  if labels is not None and args.multi_label:
+    raise UserError("--multi_label is for the classes of a fine-tuned model's head; --labels has none")
+  names = audio_files.find(args.paths)
+  model = model_options.open_pipeline(args)
+  kind, labels, function = _by_labels(args, model, labels) if labels else _by_head(args, model)
+  top = min(args.top or (len(labels) if args.json else SHOWN), len(labels))
+  table = _Table(names, labels, kind)
+  if not args.json:
+    print(table.header())
+  used = 0
+  for name, scores, reason, progress in audio_files.results(names, function):
+    name = audio_files.printable(name)
+    used += not reason
+    if not reason:
+      order = sorted(range(len(labels)), key=lambda i: -scores[i])[:top]
+      best = [(labels[i], float(scores[i])) for i in order]
+      line = _json(file=name, kind=kind, scores=dict(best)) if args.json else table.rows(name, best)
+      progress.write(line, sys.stdout)
+    elif args.json:
+      progress.write(_json(file=name, error=reason), sys.stdout)
+  if not used:
+    raise UserError(f'none of the {len(names)} files can be used')
+
+
+def read_labels(text: str) -> list[str]:
+  """'a,b,c' or '@file' with a label on each line -> labels; UserError where there are none, or one twice."""
+  if not text.startswith('@'):
+    labels = text.split(',')
+  else:
+    try:
+      with open_text(text[1:]) as f:
+        labels = f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(f'--labels {text}: cannot be read ({error}): give a UTF-8 text file with one label on each line'
+                      ) from None
+  labels = [label.strip() for label in labels if label.strip()]
+  if not labels:
+    raise UserError(f'--labels {text}: holds no label; give some, as in --labels dog,rain')
+  twice = next((label for label in labels if labels.count(label) > 1), None)
+  if twice:
+    raise UserError(f'--labels {text}: {twice!r} is there twice; name each label once')
+  return labels
+
+
+def _by_labels(args, model, labels):
+  """Zero-shot -> (kind of the scores, labels, clips -> scores [n, C])."""
+  import numpy as np
+
+  from m2d_clap_jax.api import TEMPLATE
+  captions = model.encode_labels(labels, args.template or TEMPLATE)  # C E, of length 1
+
+  def scores(clips):
+    audio = model.encode_audio(clips)
+    return audio / np.linalg.norm(audio, axis=1, keepdims=True) @ captions.T
+  return 'cosine', labels, scores
+
+
+def _by_head(args, model):
+  """Classes of a fine-tuned model; the same three."""
+  from scipy.special import expit, softmax
+  if 'head' not in model.weights.trees:
+    raise UserError(f'{model.weights.source}: has no fine-tuned head; give --labels, as in --labels dog,rain')
+  count = len(model.weights.trees['head']['bias'])
+  labels = list(model.classes or map(str, range(count)))
+  if args.multi_label:
+    return 'sigmoid', labels, lambda clips: expit(model.logits(clips))
+  return 'softmax', labels, lambda clips: softmax(model.logits(clips), axis=1)
+
+
+class _Table:
+  """One line for each label of a file, with the file's name on the first."""
+
+  def __init__(self, names, labels, kind):
+    from m2d_clap_jax.cli.audio_files import printable
+    self.kind = kind
+    self.file_width = max(map(len, (*map(printable, names), 'file')))
+    self.label_width = max(map(len, (*labels, 'label')))
+
+  def header(self) -> str:
+    return self._line('file', 'label', f'{self.kind:>7}')
+
+  def rows(self, name: str, best: list[tuple[str, float]]) -> str:
+    return '\n'.join(self._line('' if i else name, label, f'{score:7.3f}') for i, (label, score) in enumerate(best))
+
+  def _line(self, file: str, label: str, score: str) -> str:
+    return f'{file:{self.file_width}}  {label:{self.label_width}}  {score}'
+
+
+def _json(**fields) -> str:
+  return json.dumps(fields, ensure_ascii=False)

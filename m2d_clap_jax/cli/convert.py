@@ -1,0 +1,74 @@
+"""`m2d-clap convert`: a model from any source as a portable folder, or as a checkpoint for the authors' tools."""
+import dataclasses
+import datetime
+import os
+
+from m2d_clap_jax.cli import model_options
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, names_in
+
+
+def add_arguments(p):
+  p.description = """\
+SRC -> the folder DST, which becomes a portable model (model.safetensors,
+config.json and a README.md that introduces it); with --to pth it receives
+the folder and file that the authors' PyTorch tools expect, as in
+DST/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-N.pth, where N is the
+number of updates made here."""
+  p.epilog = """\
+examples:
+  m2d-clap convert runs/clips exported --encoder_only
+  m2d-clap convert runs/clips checkpoints --to pth
+  m2d-clap convert m2d_clap_vit_base-80x608p16x16-240128/checkpoint-300.pth exported"""
+  p.add_argument('src', metavar='SRC', help=model_options.KINDS)
+  p.add_argument('dst', metavar='DST', help='folder to write')
+  p.add_argument('--to', default='portable', choices=['portable', 'pth'], help='default: %(default)s')
+  p.add_argument('--encoder_only', action='store_true',
+                 help='leave out what only pre-training needs: predictor and target, more than half of the size')
+  model_options.add_overrides(p)
+
+
+def run(args):
+  from m2d_clap_jax.weights import family, read
+  from m2d_clap_jax.weights.portable import save_portable
+  from m2d_clap_jax.weights.public import checkpoint_folder, save_pth
+  dst = as_path(args.dst)
+  if dst.suffix in ('.pth', '.safetensors'):
+    raise UserError(f'{dst}: DST is a folder, in which the files get their names; give one without {dst.suffix}'
+                    + (', and --to pth' if dst.suffix == '.pth' else ''))
+  if args.to == 'portable':
+    _check_is_free(dst)
+    same = args.src.rstrip('/') == str(dst)  # of stores; locally there are other ways to say it
+    if same or os.path.exists(dst) and os.path.exists(args.src) and os.path.samefile(args.src, dst):
+      raise UserError(f'{dst}: is SRC itself; give another folder')
+  weights = read(args.src, **model_options.overrides(args))
+  if args.encoder_only:
+    weights = encoder_only(weights)
+  if args.to == 'portable':
+    out = save_portable(weights, dst)
+  else:
+    place = dst / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{weights.step}.pth'
+    if place.exists():
+      raise UserError(f'{place}: is there already; remove it or give another folder')
+    out = save_pth(weights, dst, weights.step)
+  print(f'{out}: {family(weights)}; pre-training can{"" if weights.complete else "not"} continue from it')
+
+
+def encoder_only(weights):
+  """Weights without predictor and target, which inference and fine-tuning do not need."""
+  trees = {tree: leaves for tree, leaves in weights.trees.items() if tree != 'target'}
+  trees['params'] = {path: value for path, value in trees['params'].items() if not path.startswith('predictor/')}
+  if 'tables' in trees:
+    trees['tables'] = {path: value for path, value in trees['tables'].items() if path != 'decoder_pos_embed'}
+  return dataclasses.replace(weights, trees=trees)
+
+
+def _check_is_free(folder):
+  """Raises UserError where something else would be overwritten or mixed with; a portable model may be replaced."""
+  from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS
+  if folder.is_file():
+    raise UserError(f'{folder}: is a file; give a folder')
+  found = names_in(folder) if folder.is_dir() else []
+  other = [name for name in found if name not in (CONFIG, TENSORS, CARD)]
+  if found and (other or TENSORS not in found):
+    raise UserError(f'{folder}: holds something else ({", ".join((other or found)[:3])}); give a new or empty folder')

@@ -1,0 +1,43 @@
+"""`m2d-clap demo`: a page to try a model in a browser."""
+from m2d_clap_jax.cli import model_options
+from m2d_clap_jax.errors import UserError
+
+
+def add_arguments(p):
+  p.description = """\
+Shows a page on this machine: drop or record a sound, write labels or captions,
+and see its spectrogram and which of them fit. With --sounds also a search of
+those sounds by text. Needs gradio: pip install -e '.[demo]'."""
+  p.epilog = """\
+examples:
+  m2d-clap demo runs/clips
+  m2d-clap demo exported/ --sounds recordings/ --port 8000
+
+The page is for this machine alone unless --host says otherwise; there is no
+password, and sounds given with --sounds can be heard by all who reach it."""
+  p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
+  p.add_argument('--sounds', nargs='+', default=[], metavar='FILE|FOLDER', help='sounds to search by text')
+  p.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen (default: %(default)s)')
+  p.add_argument('--port', type=model_options.positive, metavar='N', help='default: the first free one from 7860')
+  model_options.add_overrides(p)
+
+
+def run(args):
+  from m2d_clap_jax import api
+  from m2d_clap_jax.demo import page
+  pipeline = api.load(args.model, **model_options.overrides(args))
+  page.serve(page.Trial(pipeline, *_embedded(pipeline, args.sounds)), host=args.host, port=args.port)
+
+
+def _embedded(pipeline, paths) -> tuple:
+  """Files and folders -> (names of those that can be used, their embeddings [n, E])."""
+  import numpy as np
+
+  from m2d_clap_jax.cli import audio_files
+  if not paths:
+    return ()
+  names = audio_files.find(paths)
+  found = {name: vector for name, vector, reason, _ in audio_files.results(names, pipeline.encode_audio) if not reason}
+  if not found:
+    raise UserError(f'--sounds: none of the {len(names)} files can be used, for the reasons above')
+  return list(found), np.stack(list(found.values()))

@@ -1,0 +1,58 @@
+"""The `m2d-clap` command. Each subcommand is a module of `m2d_clap_jax.cli`, imported when it is asked for."""
+import argparse
+import importlib
+import os
+import sys
+
+from absl import logging
+
+from m2d_clap_jax.errors import UserError
+
+COMMANDS = {
+    'prepare': 'audio and captions -> TFRecord shards',
+    'embed': 'audio files -> embeddings in a .npz or .parquet file',
+    'classify': 'audio files -> how well labels of your choice fit them',
+    'demo': 'a page to try a model in a browser',
+    'info': 'what a model is and how it was made',
+    'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
+    'plot': 'curves of runs, and what a model attends to in a sound',
+    'push': 'a portable folder -> the Hugging Face Hub',
+    'pull': 'a model from the Hugging Face Hub',
+    'fetch': 'a data set of TensorFlow Datasets -> an evaluation task',
+    'report': 'results of evaluations -> the tables of the paper',
+}
+
+
+def main(argv=None):
+  """Runs one subcommand; returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow's start-up notices would bury ours
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # it only writes files here; else it announces its rounding
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what it was told to do
+  args = parse(sys.argv[1:] if argv is None else argv)
+  try:
+    args.run(args)
+    sys.stdout.flush()
+  except UserError as e:
+    print(f'm2d-clap: {e}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
+    print(f'm2d-clap: interrupted{resumes}', file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # `m2d-clap ... | head` has seen enough; Python would complain when it flushes at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  return 0
+
+
+def parse(argv):
+  """Command line -> arguments, with `run` among them. Exits, as argparse does, for --help and for mistakes."""
+  parser = argparse.ArgumentParser(prog='m2d-clap', description='M2D-CLAP: tools around training and using models.')
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+  for name, about in COMMANDS.items():
+    subparser = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if name in argv[:1]:
+      command = importlib.import_module(f'm2d_clap_jax.cli.{name}')
+      command.add_arguments(subparser)
+      subparser.set_defaults(run=command.run)
+  return parser.parse_args(argv)

@@ -1,0 +1,137 @@
+"""`m2d-clap plot`: pictures of runs and of models."""
+import itertools
+import os
+import sys
+
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+
+
+def add_arguments(p):
+  p.description = """\
+Runs -> curves.png: one run's losses, norms, scores and schedules; of several
+runs a panel for each quantity and a line for each run. With --audio also, for
+the first RUN, which may then be any model, what its blocks attend to in each
+file. With --classes, where the sounds of each class lie in a sub-folder of its
+name (sounds/dog/*, sounds/rain/*), also for the first RUN: embeddings.png, and
+if it knows text similarity.png, confusion.png and classes.png of zero-shot
+classification. Figures of evaluations are in their --workdir already."""
+  p.epilog = """\
+examples:
+  m2d-clap plot runs/clips
+  m2d-clap plot runs/a runs/b -o figures
+  m2d-clap plot exported --audio dogs/17.mp3 -o figures
+  m2d-clap plot exported --classes sounds -o figures"""
+  p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
+  p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
+  p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
+  p.add_argument('-o', '--out', default='.', metavar='FOLDER', help='where the figures go (default: here)')
+
+
+def run(args):
+  from m2d_clap_jax import paths
+  folder = paths.as_path(args.out)
+  written = []
+  if args.audio or args.classes:
+    from m2d_clap_jax import api
+    pipeline = api.load(args.runs[0])
+    written += _attention(pipeline, args.audio, folder) if args.audio else []
+    written += _classes(pipeline, args.classes, folder) if args.classes else []
+  if not written or _history(args.runs[0]):
+    written.append(_curves(args.runs, folder))
+  print('\n'.join(map(os.fspath, written)))
+
+
+def _history(workdir) -> dict:
+  from m2d_clap_jax.train.log import read_history
+  return read_history(workdir)
+
+
+def _curves(runs, folder):
+  from m2d_clap_jax.eval import plots
+  histories = {name: _history(name) for name in runs}
+  for name, history in histories.items():
+    if not history:
+      raise UserError(f'{name}: holds no metrics.jsonl with rows: name the --workdir of a run')
+  path = folder / 'curves.png'
+  if len(runs) == 1:
+    plots.loss_curves(histories[runs[0]], path)
+  else:
+    plots.compared_curves(histories, path)
+  return path
+
+
+def _attention(pipeline, files, folder) -> list:
+  from m2d_clap_jax.eval import attention, plots
+  depth, written = pipeline.network.depth, []
+  for file in files:
+    try:
+      logmel, weights = attention.cls_attention(pipeline, file)
+    except UserError as error:
+      print(f'{file}: {error}', file=sys.stderr)
+      continue
+    blocks = sorted({0, depth // 2, depth - 1})
+    maps = {f'block {i + 1} of {depth}, mean of {weights.shape[1]} heads': weights[i].mean(axis=0) for i in blocks}
+    written.append(_unused(folder, os.path.splitext(os.path.basename(file))[0], written))
+    plots.attention_maps(logmel, maps, written[-1], title=os.path.basename(file))
+  if not written:
+    raise UserError('none of the files could be read, for the reasons above')
+  return written
+
+
+def _classes(pipeline, sounds, folder) -> list:
+  """How a model places the sounds of `sounds`/CLASS/."""
+  from m2d_clap_jax.eval import plots
+  from m2d_clap_jax.eval.figures import draw_classes
+  from m2d_clap_jax.eval.zeroshot import zeroshot
+  features, audio, owners = _features(pipeline, sounds)
+  classes = sorted(set(owners))
+  labels = np.array([classes.index(owner) for owner in owners])
+  title = os.path.basename(os.path.normpath(sounds))
+  written = [folder / 'embeddings.png'] if len(features) >= plots.FEWEST_EMBEDDINGS else []
+  plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  if audio is not None:
+    text = pipeline.encode_labels(classes)
+    found = zeroshot(audio, text, labels)
+    title = f'{title}, zero-shot'
+    draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
+                 title=title)
+    plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
+                         title=f'{title}: {100 * found["accuracy"]:.1f}%')
+    written += [folder / name for name in ('similarity.png', 'confusion.png', 'classes.png')]
+  if not written:
+    raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '
+                    f'{plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')
+  return written
+
+
+def _features(pipeline, sounds):
+  """-> clip embeddings [n, 5 * D], CLAP embeddings [n, E] or None, and the class of each of the usable sounds."""
+  from m2d_clap_jax.cli import audio_files
+  if not os.path.isdir(sounds):
+    raise UserError(f'{sounds}: no such folder: name one with sounds in a sub-folder for each class')
+  owner = {}
+  for name in audio_files.find([sounds]):
+    part, _, rest = os.path.relpath(name, sounds).partition(os.sep)
+    if rest:
+      owner[name] = part
+    else:
+      print(f'left out: {audio_files.printable(name)}: lies in no sub-folder', file=sys.stderr)
+  if not owner:
+    raise UserError(f'{sounds}: has no sub-folders with sounds: put those of each class into a folder of its name')
+
+  def both(clips):
+    means, audio = pipeline.features(clips)
+    return list(zip(means, [None] * len(means) if audio is None else audio))
+  usable = [(*result, owner[name]) for name, result, reason, _ in audio_files.results(list(owner), both) if not reason]
+  if not usable:
+    raise UserError(f'{sounds}: none of the sounds can be used, for the reasons above')
+  means, audio, owners = zip(*usable)
+  return np.stack(means), None if audio[0] is None else np.stack(audio), owners
+
+
+def _unused(folder, stem: str, written: list):
+  """Files of one name in several folders, or of several kinds, get figures of their own."""
+  names = itertools.chain([''], (f'-{i}' for i in itertools.count(2)))
+  return next(path for name in names if (path := folder / f'{stem}{name}_attention.png') not in written)

@@ -1,0 +1,18 @@
+"""`m2d-clap pull`: a model from the Hugging Face Hub."""
+
+
+def add_arguments(p):
+  p.description = """\
+Fetches the model NAME, ORGANISATION/NAME or ORGANISATION/NAME@REVISION, from
+the Hugging Face Hub and prints where it lies: the folder DST, or the Hub's
+cache. Commands and m2d_clap_jax.load also take NAME itself."""
+  p.epilog = """\
+example:
+  m2d-clap pull ORGANISATION/NAME exported"""
+  p.add_argument('name', metavar='NAME')
+  p.add_argument('dst', metavar='DST', nargs='?', help="folder to write (default: the Hub's cache)")
+
+
+def run(args):
+  from m2d_clap_jax.weights import hub
+  print(hub.download(args.name, args.dst))

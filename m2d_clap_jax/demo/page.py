@@ -1,0 +1,168 @@
+"""A page to try a model in a browser: what a sound is, and which of many sounds a sentence is about. Needs gradio.
+
+`Trial` is what the page does, without the page; `build` puts it on one; `serve` shows that on this machine.
+"""
+import html
+import os
+import signal
+import tempfile
+import uuid
+
+import numpy as np
+
+from m2d_clap_jax.api import TEMPLATE, Pipeline
+from m2d_clap_jax.audio.decode import AudioError, load
+from m2d_clap_jax.cli.audio_files import reason_of
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import plots
+from m2d_clap_jax.losses import normalize
+from m2d_clap_jax.paths import is_remote
+
+MOST_SECONDS = 600  # of a sound
+MOST_UPLOAD = '100mb'
+MOST_LABELS, MOST_LETTERS = 200, 300
+FOUND = 5  # sounds shown of a search
+LABELS, CAPTIONS = 'labels', 'captions'
+EXAMPLES = 'dog\nrain\nspeech\nmusic\nchurch bells'
+
+
+class Trial:
+  """A model and, for the search, `files` and their embeddings [n, E]."""
+
+  def __init__(self, pipeline: Pipeline, files: list[str] = (), embeddings: np.ndarray | None = None):
+    pipeline.encode_text(['ready'])  # what is missing is told before there is a page, and the first answer is quick
+    self.pipeline, self.files = pipeline, list(files)
+    self.names = _names(files)
+    self.embeddings = None if embeddings is None else np.asarray(normalize(embeddings))
+
+  def classify(self, sound: str | None, texts: str, kind: str = LABELS) -> tuple[np.ndarray, list[tuple[str, float]]]:
+    """An audio file and lines of labels or captions -> (log-mel [F, T], [(text, cosine similarity)], the best first).
+
+    Raises:
+      UserError: there is no sound, it cannot be read or is too long; there are no texts, or too many.
+    """
+    if not sound:
+      raise UserError('Drop a sound first, or record one.')
+    lines = read_lines(texts)
+    try:
+      wave, longer = load(sound, self.pipeline.sample_rate, MOST_SECONDS)
+    except AudioError as error:
+      raise UserError(f'This file cannot be used: {reason_of(error, sound)}.') from None
+    if longer:
+      raise UserError(f'This sound is longer than {MOST_SECONDS // 60} minutes, the most that this page takes. Cut it, or '
+                      'use: m2d-clap classify')
+    scores = self.pipeline.classify(wave, labels=lines, template=TEMPLATE if kind == LABELS else '{}')[0]
+    order = np.argsort(-scores, kind='stable')
+    return self.pipeline.logmel.numpy(wave), [(lines[i], float(scores[i])) for i in order]
+
+  def search(self, text: str) -> list[tuple[str, float]]:
+    """A sentence -> [(file, cosine similarity)] of the sounds nearest to it."""
+    sentence, = read_lines(' '.join(text.split()), 'Write what you want to hear, as in: a dog barks in the distance')
+    scores = self.embeddings @ np.asarray(normalize(self.pipeline.encode_text([sentence])))[0]
+    return [(self.files[i], float(scores[i])) for i in np.argsort(-scores, kind='stable')[:FOUND]]
+
+
+def _names(files: list[str]) -> dict[str, str]:
+  """{file: its name below the folder that holds all of them}, as people see them; whole paths where there is none."""
+  if any(map(is_remote, files)):
+    return {file: file for file in files}
+  places = {file: os.path.abspath(file) for file in files}
+  above = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if files else ''
+  return {file: os.path.relpath(place, above) for file, place in places.items()}
+
+
+def read_lines(text: str, empty: str = 'Write at least one label or caption, one on each line.') -> list[str]:
+  """The lines that are not blank, each once; UserError where there are none, or more than the page takes."""
+  lines = list(dict.fromkeys(' '.join(line.split()) for line in (text or '').splitlines() if line.strip()))
+  if not lines:
+    raise UserError(empty)
+  if len(lines) > MOST_LABELS:
+    raise UserError(f'These are {len(lines)} lines; this page takes {MOST_LABELS}.')
+  longest = max(map(len, lines))
+  if longest > MOST_LETTERS:
+    raise UserError(f'A line has {longest} letters; this page takes {MOST_LETTERS}.')
+  return lines
+
+
+def table(rows: list[tuple[str, float]], name: str) -> str:
+  """[(text, cosine)] as HTML: text, bar, number. A bar is as long as the similarity is above 0."""
+  def row(text: str, value: float) -> str:
+    return (f'<tr><td style="width:45%">{html.escape(text)}</td>'
+            f'<td><div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></td>'
+            f'<td style="width:4em;text-align:right">{value:.3f}</td></tr>')
+  return (f'<table style="width:100%"><tr><th style="text-align:left">{name}</th><th></th><th>cosine</th></tr>'
+          + ''.join(row(*each) for each in rows) + '</table>')
+
+
+def build(trial: Trial, folder: str):
+  """The page as gradio's Blocks; pictures are written into `folder`."""
+  import gradio
+
+  def told(function):
+    def wrapped(*values):
+      try:
+        return function(*values)
+      except UserError as error:
+        raise gradio.Error(str(error), duration=None, title='This did not work', print_exception=False) from None
+    return wrapped
+
+  def classify(sound, texts, kind):
+    logmel, rows = trial.classify(sound, texts, kind)
+    path = os.path.join(folder, f'{uuid.uuid4().hex}.png')
+    plots.log_mel(logmel, path, title='Log-mel spectrogram')
+    return path, table(rows, kind.removesuffix('s'))
+
+  def search(text):
+    rows = trial.search(text)
+    return [table([(trial.names[file], score) for file, score in rows], 'sound'),
+            *[gradio.Audio(file, label=trial.names[file], visible=True) for file, _ in rows],
+            *[gradio.Audio(visible=False)] * (FOUND - len(rows))]
+
+  # Uploads and pictures are deleted an hour after they came.
+  with gradio.Blocks(title='M2D-CLAP', analytics_enabled=False, delete_cache=(60, 3600)) as page:
+    gradio.Markdown(f'# M2D-CLAP\n`{os.path.basename(trial.pipeline.weights.source)}` compares sounds with words. All of '
+                    'it happens on the machine that shows this page.')
+    with gradio.Tab('What is this sound?'), gradio.Row():
+      with gradio.Column():
+        sound = gradio.Audio(type='filepath', sources=['upload', 'microphone'], elem_id='sound', buttons=[],
+                             label=f'Sound, at most {MOST_SECONDS // 60} minutes')
+        texts = gradio.Textbox(EXAMPLES, lines=6, elem_id='texts', label='It may be, one on each line:')
+        kind = gradio.Radio([(f'labels: “{TEMPLATE.replace("{}", "dog")}”', LABELS), ('captions, as they are', CAPTIONS)],
+                            value=LABELS, label='The lines are')
+        button = gradio.Button('Compare', variant='primary', elem_id='compare')
+      with gradio.Column():
+        picture = gradio.Image(show_label=False, interactive=False, buttons=['download'], elem_id='picture')
+        ranked = gradio.HTML(elem_id='ranked')
+      button.click(told(classify), [sound, texts, kind], [picture, ranked], show_progress='minimal')
+    if trial.files:
+      with gradio.Tab('Find a sound'):
+        wanted = gradio.Textbox(label=f'Which of {len(trial.files)} sounds is …', elem_id='wanted',
+                                placeholder='a dog barks in the distance')
+        find = gradio.Button('Search', variant='primary', elem_id='search')
+        listed = gradio.HTML(elem_id='listed')
+        players = [gradio.Audio(visible=False, interactive=False, buttons=[]) for _ in range(FOUND)]
+        for event in (find.click, wanted.submit):
+          event(told(search), [wanted], [listed, *players], show_progress='minimal')
+  return page
+
+
+def serve(trial: Trial, *, host: str, port: int | None):
+  """Shows the page until Ctrl-C; everything it writes is in a temporary folder that is deleted then."""
+  with tempfile.TemporaryDirectory(prefix='m2d_clap_demo_') as folder:
+    # Read by gradio where it is imported and later: uploads go there, and nothing is fetched or told to anybody.
+    os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED='False', HF_HUB_OFFLINE='1')
+    try:
+      import gradio
+    except ImportError:
+      raise UserError("the page needs gradio: pip install -e '.[demo]'") from None
+    page = build(trial, folder)
+    fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # none from elsewhere
+    try:
+      page.launch(server_name=host, server_port=port, max_file_size=MOST_UPLOAD, allowed_paths=trial.files, share=False,
+                  footer_links=[], theme=gradio.themes.Default(**fonts), ssr_mode=False, pwa=False,
+                  prevent_thread_lock=True, quiet=True)
+    except OSError as error:
+      raise UserError(f'{host}:{port}: no page can be shown there ({error}); choose another --port') from None
+    print(f'{page.local_url} shows the page until you press Ctrl-C', flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, leaves nothing behind
+    page.block_thread()

@@ -1,0 +1,208 @@
+"""Evaluations of a model in training: a prepared folder in, numbers and figures out.
+
+An evaluator is called with `encode(split) -> (features [n, f * D], audio embeddings [n, E] or None, clips)` and
+`project_text(embeddings [C, width]) -> [C, E]`, so that it knows neither models nor devices.
+"""
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from m2d_clap_jax.data.read import Folder, Split
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import linear_protocol, metrics, plots
+from m2d_clap_jax.eval.linear import logistic_probe
+from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.options import bind
+
+
+class Result(NamedTuple):
+  """scalars: name -> number, the one that counts first. figures: name -> function(path, title) that draws it."""
+  scalars: dict[str, float]
+  figures: dict[str, Callable]
+
+
+class ZeroShot:
+  """Zero-shot classification (M2D-CLAP, section 3.3): accuracy, or mean average precision with `multi_label`.
+
+  Args:
+    folder, split: prepared data with labels.
+    classes: the labels to tell apart, in the order of the figures; all of the split's when left out. A clip's label
+      is the one that is among the classes, so clips with labels of several kinds serve several evaluations.
+    template: how a label becomes a caption; of several the normalised embeddings are averaged.
+    multi_label: clips may have any number of the classes.
+  """
+
+  def __init__(self, folder: str, split: str = 'test', classes: Sequence[str] | None = None,
+               template: str | Sequence[str] = '{} can be heard', multi_label: bool = False):
+    self.folder = Folder(folder)
+    self.split = self.folder.split(split)
+    self.classes, self.multi_label = classes and list(classes), multi_label
+    self.templates = (template,) if isinstance(template, str) else tuple(template)
+
+  def __call__(self, encode, project_text) -> Result:
+    _, audio, clips = encode(self.split)
+    _need_clap(audio, 'zero-shot evaluation')
+    classes, targets = _targets(clips, self.classes, self.split, self.multi_label)
+    names = [name.replace('_', ' ') for name in classes]
+    captions = tuple(template.replace('{}', name) for template in self.templates for name in names)
+    text = normalise(project_text(_embed(_encoder_key(self.folder), captions)))
+    text = text.reshape(len(self.templates), len(classes), -1).mean(axis=0)
+    if self.multi_label:
+      precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
+      return Result({'mAP': float(precisions.mean()), 'chance': float(targets.mean())},
+                    {'classes': functools.partial(plots.class_bars, precisions, classes, label='AP')})
+    result = zeroshot(audio, text, targets.argmax(axis=1))
+    similarity = functools.partial(plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
+    return Result({'accuracy': result['accuracy'], 'chance': result['chance']},
+                  {**_confusion(result['confusion'], classes), 'similarity': similarity})
+
+
+class Linear:
+  """The paper's linear evaluation (`eval.linear_protocol`) on frozen clip features.
+
+  Args:
+    folder, classes, multi_label: as in `ZeroShot`.
+    train_split, valid_split, split: of the folder; without a valid_split a tenth of the training clips is drawn for it.
+    runs, protocol: as in `linear_protocol.run`.
+  """
+
+  def __init__(self, folder: str, train_split: str = 'train', valid_split: str | None = None, split: str = 'test',
+               classes: Sequence[str] | None = None, multi_label: bool = False, runs: int = 3, seed: int = 0,
+               learning_rate: float = 3e-5, weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200,
+               patience: int = 20):
+    folder = Folder(folder)
+    self.splits = {'train': folder.split(train_split), 'valid': valid_split and folder.split(valid_split),
+                   'test': folder.split(split)}
+    self.classes, self.multi_label, self.runs, self.seed = classes and list(classes), multi_label, runs, seed
+    self.options = dict(learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
+                        max_epochs=max_epochs, patience=patience)
+
+  def __call__(self, encode, project_text) -> Result:
+    del project_text
+    classes, features, targets, rows, start = self.classes, [], [], {'valid': np.array([], int)}, 0
+    for name, split in self.splits.items():
+      if split:
+        x, _, clips = encode(split)
+        classes, y = _targets(clips, classes, split, self.multi_label)
+        features.append(x)
+        targets.append(y)
+        rows[name] = np.arange(start, start + len(x))
+        start += len(x)
+    features, targets = np.concatenate(features), np.concatenate(targets)
+    every = linear_protocol.problems_of(targets, [rows], self.runs, self.seed)
+    outcomes = linear_protocol.run(features, targets, every, seed=self.seed, multi_label=self.multi_label,
+                                   **self.options)
+    mean, interval = linear_protocol.mean_and_interval([outcome.test_score for outcome in outcomes])
+    scalars = {'interval': interval} if self.runs > 1 else {}
+    if self.multi_label:
+      return Result({'mAP': mean, **scalars}, {})
+    matrix = metrics.confusion_matrix(targets[rows['test']].argmax(axis=1), outcomes[0].scores.argmax(axis=1),
+                                      len(classes))
+    return Result({'accuracy': mean, **scalars, 'chance': 1 / len(classes)},
+                  {'confusion': _titled(plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
+
+
+class LogisticProbe:
+  """Accuracy of a logistic regression on frozen clip features; arguments as in `ZeroShot`, C as in scikit-learn."""
+
+  def __init__(self, folder: str, train_split: str = 'train', split: str = 'test',
+               classes: Sequence[str] | None = None, C: float = 0.01):
+    folder = Folder(folder)
+    self.train, self.test = folder.split(train_split), folder.split(split)
+    self.classes, self.C = classes and list(classes), C
+
+  def __call__(self, encode, project_text) -> Result:
+    del project_text
+    train_x, _, clips = encode(self.train)
+    classes, train_y = _targets(clips, self.classes, self.train)
+    test_x, _, clips = encode(self.test)
+    _, test_y = _targets(clips, classes, self.test)
+    result = logistic_probe(train_x, train_y.argmax(axis=1), test_x, test_y.argmax(axis=1), C=self.C)
+    matrix = metrics.confusion_matrix(test_y.argmax(axis=1), result['predictions'], len(classes))
+    return Result({'accuracy': result['accuracy'], 'train_accuracy': result['train_accuracy'],
+                   'chance': 1 / len(classes)}, _confusion(matrix, classes))
+
+
+class Retrieval:
+  """Recall, mAP@10 and median rank of clips and their captions, both ways; the folder's own caption embeddings."""
+
+  def __init__(self, folder: str, split: str = 'test'):
+    self.split = Folder(folder).split(split)
+
+  def __call__(self, encode, project_text) -> Result:
+    _, audio, clips = encode(self.split)
+    _need_clap(audio, 'retrieval')
+    counts = [0 if clip.caption_embeddings is None else len(clip.caption_embeddings) for clip in clips]
+    if not all(counts):
+      raise UserError(f'{clips[counts.index(0)].key} in split {self.split.name!r} has no caption embeddings, which '
+                      'retrieval needs: prepare the data with captions and --text_encoder')
+    text = project_text(np.concatenate([np.float32(clip.caption_embeddings) for clip in clips]))
+    similarity = normalise(audio) @ normalise(text).T
+    both = metrics.audio_text_retrieval(similarity, np.repeat(np.arange(len(clips)), counts))
+    return Result({f'{direction}/{name}': value for direction in ('text_to_audio', 'audio_to_text')
+                   for name, value in both[direction].items()}, {})
+
+
+KINDS = {'zeroshot': ZeroShot, 'linear': Linear, 'logistic': LogisticProbe, 'retrieval': Retrieval}
+
+
+def make_evaluators(specs: dict[str, dict], default_folder: str) -> dict[str, Callable]:
+  """{'name': {'kind': 'zeroshot', ...options}} -> {'name': evaluator}; UserError for unknown kinds and options."""
+  evaluators = {}
+  for name, spec in specs.items():
+    spec = {'folder': default_folder, **spec}
+    kind = spec.pop('kind', None)
+    if kind not in KINDS:
+      raise UserError(f'config.evals.{name}.kind: {kind!r} is unknown; known kinds: {", ".join(KINDS)}')
+    evaluators[name] = bind(KINDS[kind], spec, f'config.evals.{name}')()
+  return evaluators
+
+
+def _targets(clips, classes, split: Split, multi_label: bool = False) -> tuple[list[str], np.ndarray]:
+  """The class names, and for each clip which it has: float32 [n, C]."""
+  if classes is None:
+    classes = sorted({label for clip in clips for label in clip.labels})
+  numbers = {name: i for i, name in enumerate(classes)}
+  targets = np.zeros((len(clips), len(classes)), np.float32)
+  for row, clip in zip(targets, clips):
+    row[[numbers[label] for label in clip.labels if label in numbers]] = 1
+    if not multi_label and row.sum() != 1:
+      raise UserError(f'{clip.key} in split {split.name!r} has {int(row.sum())} labels of the {len(classes)} classes '
+                      'where classification needs exactly one: give `classes`, prepare data with one label a clip, or '
+                      'set multi_label')
+  return classes, targets
+
+
+def _need_clap(audio, what: str):
+  if audio is None:
+    raise UserError(f'{what} needs a model with a CLAP head: set config.model.text_width, or remove it from '
+                    'config.evals')
+
+
+def _confusion(matrix, classes) -> dict[str, Callable]:
+  return {'confusion': functools.partial(plots.confusion_matrix, matrix, classes)}
+
+
+def _titled(draw, *args, note: str):
+  """A figure whose title gets a note."""
+  return lambda path, title: draw(*args, path, title=title + note)
+
+
+def _encoder_key(folder: Folder) -> tuple[str, str]:
+  if not folder.meta['text_encoder']:
+    raise UserError(f'{folder.path}: was prepared without a text encoder, which zero-shot captions need')
+  return folder.meta['text_encoder']['name'], folder.meta['text_encoder']['hash']
+
+
+@functools.lru_cache(maxsize=16)
+def _embed(encoder: tuple[str, str], captions: tuple[str, ...]) -> np.ndarray:
+  """Embeds captions with the encoder that a data folder names; frozen, so each set is computed once."""
+  from m2d_clap_jax.text import TextEncoder
+  name, weights_hash = encoder
+  text_encoder = TextEncoder(name)
+  if text_encoder.weights_hash != weights_hash:
+    raise UserError(f'text encoder {name!r} has weights {text_encoder.weights_hash} where the data were prepared with '
+                    f'{weights_hash}: use the same weights, or prepare the data again')
+  return text_encoder(list(captions))

@@ -1,0 +1,148 @@
+"""Evaluations of a finished model on a task: linear, zero-shot and retrieval, each with its results in the workdir."""
+import sys
+
+import numpy as np
+
+from m2d_clap_jax import api
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
+from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.options import at_least_one, bind
+from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.tasks.clips import Features, extract, missing_files, refuse_damaged, summary
+from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task, unnamed
+from m2d_clap_jax.workdir import make_workdir
+
+
+def run(config, workdir: str):
+  """Evaluates as `config` (see configs/linear.py, zeroshot.py, retrieval.py) says."""
+  settings = config.to_dict()
+  bind(evaluate, settings, 'config', given=('workdir',))(workdir)
+
+
+def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: int, model: dict, protocol: dict):
+  """Every argument is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  if not init:
+    raise UserError('config.init is empty: name the model, a run, portable folder, .pth or .safetensors')
+  if not data.get('root'):
+    raise UserError('config.data.root is empty: name the folder of the audio')
+  function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'found', 'pipeline', 'seed', 'folder'))
+  data = dict(data)
+  damaged = data.pop('damaged', 'fail')
+  opened = bind(open_data, data, 'config.data', given=('task',))(task)
+  if job != 'linear':  # of the others only the classes count
+    opened = opened.restrict({clip.file for clip in test_clips(opened)})
+  folder = make_workdir(workdir)
+  refuse_damaged(opened, missing_files(opened), folder, damaged)
+  pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+  report.refuse_other(folder, pipeline.fingerprint)
+  check(job, opened, pipeline)
+  whole = opened
+  opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
+  refuse_damaged(whole, found.rejected, folder, damaged)
+  notice = check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+  if notice:
+    print(notice, file=sys.stderr)
+  print(summary(opened, found), file=sys.stderr)
+  result = function(opened, found, pipeline, seed, folder)
+  report.write(folder, {
+      'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
+      'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
+      'clips': {'used': len(found.files), 'rejected': found.rejected}, 'notice': notice})
+  print((folder / report.TABLE).read_text())
+
+
+def check(job: str, opened: Task, pipeline) -> str:
+  """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
+  if job == 'linear':
+    return check_classes(opened)
+  if job == 'zeroshot' and not opened.classes:
+    raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
+  if job == 'zeroshot' and unnamed(opened):
+    raise UserError(f'{opened.name}: {unnamed(opened)!r} is no caption: give config.data.names=FILE, AudioSet\'s '
+                    'class_labels_indices.csv, for the names of its labels')
+  if job == 'retrieval' and opened.metric != 'retrieval':
+    raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
+  if not test_clips(opened):
+    raise UserError(f'{opened.name}: has no test clips')
+  if pipeline.network.text_width is None:
+    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
+  return ''
+
+
+def test_clips(opened: Task) -> list:
+  """Those of the test split, or of all folds together."""
+  return [clip for clip in opened.clips if opened.folds or clip.split == 'test']
+
+
+def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
+              template: str | None = None, names: str | None = None) -> Task:
+  return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None)
+
+
+def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: int = 3, learning_rate: float = 3e-5,
+           weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200, patience: int = 20) -> dict:
+  """The paper's linear evaluation, `runs` times; the other options are those of `linear_protocol.run`."""
+  del pipeline
+  at_least_one('config.protocol', runs=runs, batch_size=batch_size, max_epochs=max_epochs)
+  targets = opened.targets(opened.clips)
+  number = {clip.file: i for i, clip in enumerate(opened.clips)}
+  folds = opened.folds or (None,)
+  splits = [{name: np.array([number[clip.file] for clip in clips], int)
+             for name, clips in opened.splits(fold).items()} for fold in folds]
+  problems = linear_protocol.problems_of(targets, splits, runs, seed)
+  progress = Progress('epochs')
+  outcomes = linear_protocol.run(found.features, targets, problems, seed=seed, multi_label=opened.multi_label,
+                                 learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
+                                 max_epochs=max_epochs, patience=patience, progress=progress)
+  progress.close()
+  scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), runs)
+  mean, interval = linear_protocol.mean_and_interval(scores.mean(axis=0))
+  first = range(0, len(problems), runs)
+  per_class = draw_classes(
+      folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
+      np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
+      title=f'{opened.name}, linear, first run')
+  plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
+                      title=f'{opened.name}: clip embeddings (t-SNE)')
+  return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
+                                                          for fold, row in zip(folds, scores)],
+          'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
+
+
+def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, templates: tuple = ()) -> dict:
+  """Zero-shot classification of the test clips; those of all folds together, scored once.
+
+  templates: captions for each label, averaged; without them the task's own captions.
+  """
+  del seed
+  clips = test_clips(opened)
+  _, audio = found.of(clips)
+  text = (pipeline.encode_labels(opened.names, templates) if templates
+          else pipeline.encode_labels(opened.captions, '{}'))
+  targets = opened.targets(clips)
+  per_class = draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
+                           multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
+  if opened.multi_label:
+    return {'score': float(np.mean(list(per_class.values()))), 'chance': float(targets.mean()), 'per_class': per_class}
+  result = zeroshot(audio, text, targets.argmax(axis=1))
+  title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
+  plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
+  return {'score': result['accuracy'], 'chance': result['chance'], 'per_class': per_class}
+
+
+def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
+  """Audio to text and text to audio over the test clips, each with all its captions."""
+  del seed, folder
+  clips = test_clips(opened)
+  _, audio = found.of(clips)
+  captions = [(i, text) for i, clip in enumerate(clips) for text in clip.captions]
+  text = pipeline.encode_text([caption for _, caption in captions])
+  similarity = normalise(audio) @ normalise(text).T
+  both = metrics.audio_text_retrieval(similarity, np.array([i for i, _ in captions]))
+  return {'score': both['text_to_audio']['R@1'], **both, 'captions': len(captions)}
+
+
+KINDS = {'linear': linear, 'zeroshot': zero_shot, 'retrieval': retrieval}

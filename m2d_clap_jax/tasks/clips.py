@@ -1,0 +1,180 @@
+"""Features of a task's clips: extracted once for each model, and kept."""
+import csv
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from m2d_clap_jax import paths
+from m2d_clap_jax.audio.decode import AudioError, load
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.tasks.metadata import Clip, Task
+
+GROUP = 256  # clips in memory at a time
+THREADS = 4  # that decode the next group while the device computes this one
+REJECTED = 'rejected.csv'
+
+
+class Features(NamedTuple):
+  """files: of the clips that could be read, in the task's order; features [n, f * D]; audio [n, E] or None.
+
+  rejected: {file: reason} of the others.
+  """
+  files: list[str]
+  features: np.ndarray
+  audio: np.ndarray | None
+  rejected: dict[str, str]
+
+  def of(self, clips: list[Clip]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows of some clips."""
+    number = {file: i for i, file in enumerate(self.files)}
+    rows = [number[clip.file] for clip in clips]
+    return self.features[rows], None if self.audio is None else self.audio[rows]
+
+
+def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]:
+  """Features of all clips of a task -> the task without the clips that cannot be read, and their features.
+
+  A clip is cut or padded with silence to the task's seconds: test clips and those of folds from their start, training
+  and validation clips from a random place. What was extracted is kept in `cache` under the model's fingerprint and the
+  files' names, sizes and times.
+
+  Args:
+    model: `api.Pipeline`.
+    cache: folder; made if needed.
+    seed: of the random places.
+
+  Raises:
+    UserError: no clip can be read, features are not finite, or the cache cannot be written.
+  """
+  path = paths.as_path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
+  found = _load(path)
+  if found is None:
+    found = _compute(model, task, seed)
+    _save(path, found)
+  return task.restrict(set(found.files)), found
+
+
+def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
+  """Ends an evaluation that lacks clips, for its score would be of other data; damaged='skip' lets it go on.
+
+  Args:
+    rejected: {file: reason}; all are listed in FOLDER/rejected.csv.
+
+  Raises:
+    UserError: says how many and names some.
+  """
+  if damaged not in ('fail', 'skip'):
+    raise UserError(f'config.data.damaged={damaged!r}: is neither fail nor skip')
+  listed = paths.as_path(folder) / REJECTED
+  if not rejected:
+    listed.unlink(missing_ok=True)
+    return
+  rows = io.StringIO(newline='')
+  csv.writer(rows, lineterminator='\n').writerows([('file_name', 'reason'), *rejected.items()])
+  paths.write_text(listed, rows.getvalue())
+  if damaged == 'fail':
+    some = ', '.join(list(rejected)[:3]) + (', ...' if len(rejected) > 3 else '')
+    raise UserError(f'{task.name}: {len(rejected)} of {len(task.clips)} clips cannot be read ({some}; all with reasons '
+                    f'in {listed}): restore them, or leave them out by config.data.damaged=skip')
+
+
+def missing_files(task: Task) -> dict[str, str]:
+  """{file: reason} of the clips that are not there, so that one need not wait for the others to be decoded."""
+  there = paths.stamps(task.root, [clip.file for clip in task.clips])
+  return {clip.file: 'no such file' for clip in task.clips if clip.file not in there}
+
+
+def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
+  """A clip's samples [seconds * rate], float32; where they begin depends on clip and seed alone."""
+  size = round(seconds * rate)
+  if clip.split not in ('train', 'valid'):
+    wave, _ = load(path, rate, seconds)
+  else:
+    wave, _ = load(path, rate)
+    spare = len(wave) - size
+    if spare > 0:
+      digest = hashlib.sha256(f'{seed}/{clip.file}'.encode()).digest()
+      start = np.random.default_rng(int.from_bytes(digest[:8])).integers(spare + 1)
+      wave = wave[start:start + size]
+  return np.pad(wave[:size], (0, size - len(wave[:size])))
+
+
+def _compute(model, task: Task, seed: int) -> Features:
+  rejected, files, rows = {}, [], []
+  progress = Progress('clips', len(task.clips))
+
+  def decode(clip):
+    try:
+      return wave_of(task.path(clip), clip, task.seconds, model.sample_rate, seed)
+    except AudioError as error:
+      return error
+  groups = [task.clips[i:i + GROUP] for i in range(0, len(task.clips), GROUP)]
+  with ThreadPoolExecutor(THREADS) as pool:
+    waiting = [pool.submit(decode, clip) for clip in groups[0]]
+    for i, group in enumerate(groups):
+      now = waiting
+      waiting = [pool.submit(decode, clip) for clip in groups[i + 1]] if i + 1 < len(groups) else []
+      waves = []
+      for clip, future in zip(group, now):
+        wave = future.result()
+        if isinstance(wave, AudioError):
+          rejected[clip.file] = str(wave)
+        else:
+          files.append(clip.file)
+          waves.append(wave)
+      if waves:
+        rows.append(model.features(np.stack(waves)))
+        _check_finite(rows[-1], files[-len(waves):])
+      progress(min(len(task.clips), (i + 1) * GROUP), len(task.clips))
+  progress.close()
+  if not files:
+    raise UserError(f'{task.root}: none of the {len(task.clips)} clips of {task.name} can be read, the first because '
+                    f'{next(iter(rejected.values()))}')
+  features, audio = zip(*rows)
+  return Features(files, np.concatenate(features), None if audio[0] is None else np.concatenate(audio), rejected)
+
+
+def _check_finite(row: tuple, files: list[str]):
+  for kind in row:
+    if kind is not None and not np.isfinite(kind).all():
+      first = int(np.argmin(np.isfinite(kind).all(axis=1)))
+      raise UserError(f'{files[first]}: the model gives NaN or infinite features for it: the weights are damaged or '
+                      'were trained into NaN; use an earlier checkpoint')
+
+
+def _key(model, task: Task, seed: int) -> str:
+  digest = hashlib.sha256(json.dumps([model.fingerprint, model.sample_rate, task.seconds, seed]).encode())
+  about = paths.stamps(task.root, [clip.file for clip in task.clips])
+  for clip in task.clips:
+    part = clip.split if clip.split in ('train', 'valid') else ''
+    digest.update(json.dumps([clip.file, part, about.get(clip.file)]).encode())
+  return digest.hexdigest()[:16]
+
+
+def _load(path) -> Features | None:
+  if not path.exists():
+    return None
+  with paths.local_copy(path) as name, np.load(name) as content:
+    about = json.loads(str(content['about']))
+    return Features(about['files'], content['features'], content['audio'] if 'audio' in content else None,
+                    about['rejected'])
+
+
+def _save(path, found: Features):
+  arrays = {'features': found.features} | ({} if found.audio is None else {'audio': found.audio})
+  try:
+    with paths.replacing(path) as name, open(name, 'wb') as file:
+      np.savez(file, about=json.dumps({'files': found.files, 'rejected': found.rejected}), **arrays)
+  except OSError as error:
+    raise UserError(f'{path.parent}: the features cannot be kept ({error}): choose another --workdir') from error
+
+
+def summary(task: Task, found: Features) -> str:
+  """Counts that add up, in one line."""
+  total = len(found.files) + len(found.rejected)
+  return f'{task.name}: {total} clips = {len(found.files)} used + {len(found.rejected)} that cannot be read'

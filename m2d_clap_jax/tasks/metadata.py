@@ -1,0 +1,231 @@
+"""Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds.
+
+The CSV has `file_name`, `label` and either `split` (train, valid, test) or `fold` (a number), as EVAR writes them. A
+comma in any label makes the task multi-label. A retrieval task has `caption` instead of `label`, one row a caption.
+"""
+import collections
+import csv
+import dataclasses
+import os
+import re
+
+import numpy as np
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path, is_remote, open_text
+from m2d_clap_jax.tasks.table import TASKS, Settings
+
+SPLITS = ('train', 'valid', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """file: relative to the task's root; split: one of SPLITS, '' with folds; captions: of retrieval tasks."""
+  file: str
+  labels: tuple[str, ...] = ()
+  split: str = ''
+  fold: int | None = None
+  captions: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () with splits.
+  names: of the classes, as people read them."""
+  name: str
+  root: str
+  clips: tuple[Clip, ...]
+  classes: tuple[str, ...]
+  multi_label: bool
+  seconds: float
+  metric: str
+  captions: tuple[str, ...]
+  folds: tuple[int, ...] = ()
+  names: tuple[str, ...] = ()
+
+  def path(self, clip: Clip) -> str:
+    return os.path.join(self.root, clip.file)
+
+  def targets(self, clips) -> np.ndarray:
+    """-> float32 [n, C], 1 where a clip has the label."""
+    number = {name: i for i, name in enumerate(self.classes)}
+    out = np.zeros((len(clips), len(self.classes)), np.float32)
+    for row, clip in zip(out, clips):
+      row[[number[label] for label in clip.labels]] = 1
+    return out
+
+  def splits(self, fold: int | None = None) -> dict[str, list[Clip]]:
+    """-> {'train', 'valid', 'test'} clips; with a fold, its clips are the test and all others the training clips."""
+    if fold is None:
+      return {name: [clip for clip in self.clips if clip.split == name] for name in SPLITS}
+    return {'train': [clip for clip in self.clips if clip.fold != fold], 'valid': [],
+            'test': [clip for clip in self.clips if clip.fold == fold]}
+
+  def restrict(self, files: set[str]) -> 'Task':
+    """The same task with these files alone."""
+    return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.file in files))
+
+
+def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: float | None = None,
+              template: str | None = None, names: str | None = None) -> Task:
+  """Reads a task's metadata; the audio itself is not opened.
+
+  Args:
+    name: a task of the paper (task_table.TASKS), or any other name for a CSV of one's own.
+    root: folder that file names are relative to.
+    csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder.
+    seconds: length of a clip; needed for tasks that the table does not have.
+    template: how a label becomes a zero-shot caption.
+    names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
+
+  Raises:
+    UserError: says which file, column or row is wrong.
+  """
+  settings = TASKS.get(name)
+  if settings is None and seconds is None:
+    raise UserError(f'config.task={name}: is none of {", ".join(TASKS)}; for a task of your own also give '
+                    'config.data.seconds, the length of its clips')
+  settings = settings or Settings(seconds)
+  root = os.fspath(as_path(root))
+  path = csv_file or _find(name, root)
+  clips = read_metadata(path)
+  _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
+  retrieval = any(clip.captions for clip in clips)
+  classes = tuple(sorted({label for clip in clips for label in clip.labels}))
+  multi_label = any(len(clip.labels) > 1 for clip in clips)
+  display = read_names(names) if names else {}
+  metric = 'retrieval' if retrieval else 'mAP' if multi_label else 'accuracy'
+  return Task(
+      name=name, root=str(root), clips=tuple(clips), classes=classes, multi_label=multi_label,
+      seconds=seconds or settings.seconds, metric=metric, captions=captions_of(classes, settings, template, display),
+      names=tuple(display.get(label, label) for label in classes),
+      folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
+
+
+def check_classes(task: Task) -> str:
+  """A classifier can be trained on the task and scored: UserError names what it lacks otherwise.
+
+  Returns:
+    what is to be told all the same, else '': with folds, labels whose clips are all in one fold cannot be learned when
+    that fold is the test. They count as wrong, as they do in EVAR; a split's test clip with such a label is an error.
+  """
+  if not task.classes:
+    raise UserError(f'{task.name}: has captions and no labels: use configs/retrieval.py')
+  if len(task.classes) < 2:
+    raise UserError(f'{task.name}: all clips have the one label {task.classes[0]!r}: there is nothing to tell apart')
+  lost, count = {}, 0
+  for fold in task.folds or (None,):
+    where = '' if fold is None else f' when fold {fold} is the test'
+    parts = task.splits(fold)
+    for name in ('train', 'test'):
+      if not parts[name]:
+        raise UserError(f'{task.name}: has no {name} clips{where}')
+    known = {label for clip in parts['train'] for label in clip.labels}
+    for clip in parts['valid'] + parts['test']:
+      unknown = [label for label in clip.labels if label not in known]
+      if unknown and fold is None:
+        raise UserError(f'{task.name}: {clip.file} in {clip.split} has the label {unknown[0]!r}, which no training '
+                        'clip has: correct the label, add training clips, or delete the rows')
+      lost.update(dict.fromkeys(unknown))
+      count += bool(unknown)
+  if not lost:
+    return ''
+  some = ', '.join(list(lost)[:3]) + (', ...' if len(lost) > 3 else '')
+  return (f'{task.name}: {count} clips have labels of one fold alone ({len(lost)} of {len(task.classes)}: {some}), '
+          'which cannot be learned when it is the test')
+
+
+def captions_of(classes, settings: Settings, template: str | None = None,
+                names: dict[str, str] | None = None) -> tuple[str, ...]:
+  """Zero-shot captions: a template of the caller's, else the table's own captions or template; '_' becomes a space."""
+  names = names or {}
+
+  def caption(label):
+    if template is None and label in settings.captions:
+      return settings.captions[label]
+    return (template or settings.template).replace('{}', names.get(label, label.replace('_', ' ')))
+  return tuple(caption(label) for label in classes)
+
+
+def unnamed(task: Task) -> str:
+  """The first caption that holds an identifier of AudioSet's ('/m/09x0r') in place of a name, else ''."""
+  return next((caption for caption in task.captions if re.search(r'/[mtg]/\w+', caption)), '')
+
+
+def read_names(path: str) -> dict[str, str]:
+  """AudioSet's class_labels_indices.csv -> {mid: display_name}."""
+  try:
+    with open_text(path) as file:
+      return {row['mid']: row['display_name'] for row in csv.DictReader(file)}
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f'config.data.names={path}: cannot be read ({error})') from None
+  except KeyError as error:
+    raise UserError(f'config.data.names={path}: has no column {error}, which AudioSet\'s class_labels_indices.csv '
+                    'has') from None
+
+
+def read_metadata(path: str) -> list[Clip]:
+  """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong."""
+  try:
+    with open_text(path) as file:
+      rows = list(csv.DictReader(file))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f'{path}: cannot be read as a CSV file ({error}): give config.data.csv=FILE') from None
+  columns = set(rows[0]) if rows else set()
+  if 'file_name' not in columns or not columns & {'label', 'caption'} or not columns & {'split', 'fold'}:
+    raise UserError(f'{path}: needs the columns file_name, label (or caption), and split or fold; has '
+                    f'{", ".join(map(str, columns)) or "no rows"}')
+  kind = 'caption' if 'label' not in columns else 'label'
+  found = collections.OrderedDict()
+  for number, row in enumerate(rows, 2):
+    clip = _clip(row, kind, f'{path} line {number}')
+    before = found.get(clip.file)
+    if before is None:
+      found[clip.file] = clip
+    elif (before.split, before.fold) != (clip.split, clip.fold):
+      raise UserError(f'{path} line {number}: {clip.file} was in {before.split or before.fold} above and is in '
+                      f'{clip.split or clip.fold} here: a clip belongs to one part')
+    else:
+      found[clip.file] = dataclasses.replace(
+          before, labels=tuple(dict.fromkeys(before.labels + clip.labels)), captions=before.captions + clip.captions)
+  return list(found.values())
+
+
+def _clip(row: dict, kind: str, where: str) -> Clip:
+  name, text = (row['file_name'] or '').strip(), (row[kind] or '').strip()
+  if not name or not text:
+    raise UserError(f'{where}: file_name or {kind} is empty: complete or delete the row')
+  part = {}
+  if row.get('split') is not None:
+    if row['split'] not in SPLITS:
+      raise UserError(f'{where}: split {row["split"]!r} is none of {", ".join(SPLITS)}')
+    part['split'] = row['split']
+  elif re.fullmatch(r'\d+', row['fold'] or ''):
+    part['fold'] = int(row['fold'])
+  else:
+    raise UserError(f'{where}: fold {row["fold"]!r} is no number')
+  if kind == 'caption':
+    return Clip(name, captions=(text,), **part)
+  labels = tuple(label.strip() for label in text.split(',') if label.strip())
+  return Clip(name, labels=labels, **part)
+
+
+def _find(name: str, root: str) -> str:
+  places = [os.path.join(root, f'{name}.csv')]
+  if not is_remote(root):  # which has no '..'
+    places.append(os.path.join(root, '..', '..', 'evar', 'metadata', f'{name}.csv'))
+  found = next((place for place in places if as_path(place).exists()), None)
+  if found is None:
+    raise UserError(f'config.data.root={root}: no metadata there ({" or ".join(places)}): give config.data.csv=FILE')
+  return found
+
+
+def _check_files(root: str, clips: list[Clip], path: str):
+  """A few missing files are left out later, and counted; when most are missing the folder is the wrong one."""
+  if not clips:
+    raise UserError(f'{path}: holds no clips')
+  some = clips[::max(1, len(clips) // 50)]
+  missing = [clip.file for clip in some if not as_path(os.path.join(root, clip.file)).exists()]
+  if 2 * len(missing) > len(some):
+    raise UserError(f'config.data.root={root}: {len(missing)} of {len(some)} files looked for are not there, such as '
+                    f'{missing[0]}: is it the folder that {path} is about?')

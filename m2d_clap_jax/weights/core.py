@@ -1,0 +1,187 @@
+"""A model's weights and what must be known to use them, wherever they come from."""
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.masking import num_visible, random_mask
+from m2d_clap_jax.models.posemb import sincos_2d
+from m2d_clap_jax.options import bind
+
+# Letters in a folder's name -> the sentence encoder of its captions and how it is pooled.
+TEXT_ENCODERS = {'A': ('thenlper/gte-base', 'mean'), 'B': ('bert-base-uncased', 'cls'),
+                 'N': ('nvidia/NV-Embed-v2', 'mean')}
+Trees = dict[str, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Weights under this package's names, and their description.
+
+  model: fields of `M2DCLAP`.
+  trees: {tree: {path: array}} as in weights/names.py; trees and parts that the source lacks are absent.
+  sample_rate: Hz of the audio that log-mels are made of.
+  text_encoder: {'name', 'pooling', 'hash', 'width'} of the captions' encoder; None without a CLAP head or where the
+    source does not tell.
+  classes: of a fine-tuned head, or None.
+  text, text_prefix: tensors of a text encoder that the source contains, and what stood before their names there.
+  source: where the weights are from, for people.
+  step: updates that a run here had made.
+  """
+  model: dict[str, Any]
+  trees: Trees
+  sample_rate: int = 16000
+  text_encoder: dict | None = None
+  classes: tuple[str, ...] | None = None
+  text: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  text_prefix: str = ''
+  source: str = ''
+  step: int = 0
+
+  def network(self, dtype: str = 'float32') -> M2DCLAP:
+    return bind(M2DCLAP, self.model | {'dtype': dtype}, self.source)()
+
+  @property
+  def num_parameters(self) -> int:
+    return sum(x.size for tree in ('params', 'head') for x in self.trees.get(tree, {}).values())
+
+  @property
+  def complete(self) -> bool:
+    """Whether pre-training can go on from these weights: predictor and, where the model has one, target are there."""
+    has_predictor = any(path.startswith('predictor/') for path in self.trees['params'])
+    return has_predictor and (self.model.get('predict') == 'pixels' or 'target' in self.trees)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """First 16 hex digits of the SHA-256 over names and float32 bytes of what inference uses."""
+    network = self.network()
+    fields = {name: getattr(network, name) for name in ('input_size', 'patch_size', 'heads', 'audio_projector')}
+    digest = hashlib.sha256(json.dumps(fields).encode())
+    trees = self.with_tables().trees
+    for tree in ('params', 'tables', 'head', 'head_stats'):
+      for path, value in sorted(trees.get(tree, {}).items()):
+        if not path.startswith(('predictor/', 'decoder_')):
+          digest.update(f'{tree}/{path}'.encode())
+          digest.update(np.ascontiguousarray(value, np.float32).data)
+    return digest.hexdigest()[:16]
+
+  def nested(self, tree: str) -> dict:
+    """A tree as the nested float32 dicts that Flax takes."""
+    leaves = {path: np.asarray(value, np.float32) for path, value in self.trees.get(tree, {}).items()}
+    return traverse_util.unflatten_dict(leaves, sep='/')
+
+  def with_tables(self) -> 'Weights':
+    """The same with the fixed tables that a public checkpoint has: positions and normalisation statistics."""
+    network = self.network()
+    tables = {'norm_stats': np.asarray(network.norm_stats, np.float32),
+              'pos_embed': sincos_2d(network.width, network.grid)[None]}
+    if 'predictor/mask_token' in self.trees['params']:
+      tables['decoder_pos_embed'] = sincos_2d(network.predictor_width, network.grid)[None]
+    return dataclasses.replace(self, trees=self.trees | {'tables': tables | self.trees.get('tables', {})})
+
+  def encoder_only(self) -> 'Weights':
+    """The same without predictor and target: half the size, for inference and fine-tuning."""
+    trees = {
+        tree: {path: value for path, value in leaves.items() if not path.startswith(('predictor/', 'decoder_'))}
+        for tree, leaves in self.trees.items() if tree != 'target'}
+    return dataclasses.replace(self, trees=trees)
+
+
+def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
+  """{'params': {path: shape}, 'target': {path: shape}} of a complete model; nothing is computed."""
+  # One block of each kind is traced and stands for the others, which makes loading a second faster.
+  depths = {'encoder': network.depth, 'predictor': network.predictor_depth, 'audio_proj': network.semantic_depth}
+  network = network.clone(depth=1, predictor_depth=1, semantic_depth=1)
+  mask = random_mask(jnp.zeros((1, network.num_patches)), num_visible(network.num_patches, network.mask_ratio))
+  text = None if network.text_width is None else jnp.zeros((1, network.text_width))
+  logmel = jnp.zeros((1, *network.input_size))
+  params = jax.eval_shape(functools.partial(network.init, jax.random.key(0)), logmel, mask, text)['params']
+  shapes: dict[str, tuple[int, ...]] = {}
+  for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
+    count = depths[path.partition('/')[0]] if 'blocks_0' in path else 1
+    shapes |= {path.replace('blocks_0', f'blocks_{i}'): leaf.shape for i in range(count)}
+  trees = {'params': shapes}
+  if network.predict == 'features':
+    trees['target'] = {path.removeprefix('encoder/'): shape for path, shape in shapes.items()
+                       if path.startswith('encoder/')}
+  return trees
+
+
+def check(weights: Weights):
+  """Raises UserError that lists the tensors which are missing, too many or of other shapes than the model's.
+
+  Predictor and target may be absent, each as a whole.
+  """
+  expected = expected_shapes(weights.network())
+  missing, extra, misshaped = [], [], []
+  for tree, shapes in expected.items():
+    found = weights.trees.get(tree, {})
+    absent = [path for path in shapes if path not in found]
+    if tree == 'target' and not found:
+      continue
+    if not any(path.startswith('predictor/') for path in found):
+      absent = [path for path in absent if not path.startswith('predictor/')]
+    missing += [f'{tree}/{path}' for path in absent]
+    extra += [f'{tree}/{path}' for path in found if path not in shapes]
+    misshaped += [f'{tree}/{path} {tuple(found[path].shape)} instead of {shape}' for path, shape in shapes.items()
+                  if path in found and tuple(found[path].shape) != shape]
+  network = weights.network()
+  for name, width in (('pos_embed', network.width), ('decoder_pos_embed', network.predictor_width)):
+    table = weights.trees.get('tables', {}).get(name)
+    if table is not None and table.shape != (1, 1 + network.num_patches, width):
+      misshaped.append(f'{name} {table.shape} instead of {(1, 1 + network.num_patches, width)} for an input of '
+                       f'{network.input_size} in patches of {network.patch_size}')
+  if missing or extra or misshaped:
+    parts = [f'{kind} ({len(names)}): {_listed(names)}' for kind, names in
+             (('missing', missing), ('not known', extra), ('of another shape', misshaped)) if names]
+    raise UserError(f'{weights.source}: looks like {family(weights)}, but its tensors do not fit. ' + '; '.join(parts))
+
+
+def family(weights: Weights) -> str:
+  """What kind of model this is, in words."""
+  model, params = weights.network(), weights.trees.get('params', {})
+  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.width, f'width {model.width}')
+  if model.text_width is not None:
+    kind = 'M2D-CLAP (2025)' if model.audio_projector == 'semantic' else 'M2D-CLAP'
+  else:
+    kind = 'MSM-MAE' if model.predict == 'pixels' else 'M2D'
+  parts = [f'{kind} ({size}, {model.input_size[0]}x{model.input_size[1]}, patches '
+           f'{model.patch_size[0]}x{model.patch_size[1]}, {weights.sample_rate // 1000} kHz)']
+  if not any(path.startswith('predictor/') for path in params):
+    parts.append('encoder only')
+  if 'head' in weights.trees:
+    parts.append('fine-tuned, with a head')
+  if weights.text:
+    parts.append('with its text encoder inside')
+  return ', '.join(parts)
+
+
+def _listed(names, most: int = 8) -> str:
+  return ', '.join(names[:most]) + (f', and {len(names) - most} more' if len(names) > most else '')
+
+
+def overridden(weights: Weights, overrides: Mapping) -> Weights:
+  overrides = dict(overrides)
+  sample_rate = overrides.pop('sample_rate', None) or weights.sample_rate
+  name = overrides.pop('text_encoder', None)
+  text_encoder = weights.text_encoder
+  if name:
+    pooling = pooling_of(name, (text_encoder or {}).get('pooling', 'mean'))
+    text_encoder = {'name': str(name), 'pooling': pooling, 'hash': None,
+                    'width': weights.model.get('text_width')}
+  return dataclasses.replace(weights, model=weights.model | overrides, sample_rate=sample_rate,
+                             text_encoder=text_encoder)
+
+
+def pooling_of(name, otherwise: str) -> str:
+  """How a text encoder's tokens become a sentence embedding: known of the authors' own encoders."""
+  return dict(TEXT_ENCODERS.values()).get(str(name), otherwise)

@@ -1,0 +1,87 @@
+"""The portable folder: tensors, a description and a model card, which open without orbax, TensorFlow and torch."""
+import json
+import pathlib
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.paths import as_path
+from m2d_clap_jax.weights.core import Weights, check, family, overridden
+from m2d_clap_jax.weights.files import in_place, read_tensors
+from m2d_clap_jax.weights.names import to_flax, to_torch
+
+CONFIG, TENSORS, CARD = 'config.json', 'model.safetensors', 'README.md'
+FORMAT = 1  # of config.json
+
+
+def save_portable(weights: Weights, folder):
+  """Writes model.safetensors, config.json and a model card into `folder` -> its path; UserError where that is
+  impossible."""
+  from safetensors.numpy import save_file
+  folder = as_path(folder)
+  complete = weights.with_tables()
+  tensors = to_torch(complete.trees, complete.network().patch_size)
+  tensors |= {weights.text_prefix + name: value for name, value in weights.text.items()}
+  # The description comes last: a folder whose writing was broken off is no model.
+  (folder / CONFIG).unlink(missing_ok=True)
+  in_place(folder / TENSORS, lambda path: save_file(tensors, path, {'format': 'pt'}))
+  save_card(weights, folder)
+  config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
+            'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
+            'classes': weights.classes, 'step': weights.step}
+  _write_text(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+  return folder
+
+
+def save_card(weights: Weights, folder):
+  """Writes the model card into `folder`; UserError where that is impossible."""
+  _write_text(as_path(folder) / CARD, model_card(weights))
+
+
+def model_card(weights: Weights) -> str:
+  """A README for the folder: what the model is and the lines that use it."""
+  encoder = weights.text_encoder
+  rows = [('Kind', family(weights)), ('Parameters', f'{weights.num_parameters / 1e6:.1f} M'),
+          ('Log-mel mean, deviation', '{:.4f}, {:.4f}'.format(*weights.network().norm_stats)),
+          ('Caption encoder', f'{encoder["name"]} ({encoder["pooling"]} pooling)' if encoder else 'none'),
+          ('Pre-training can continue', 'yes' if weights.complete else 'no: encoder only')]
+  table = '\n'.join(f'| {name} | {value} |' for name, value in rows)
+  use = 'model.embed(["sound.wav"])                    # transfer-learning features'
+  if encoder:
+    use += '\nmodel.classify(["sound.wav"], labels=["dog", "rain"])'
+  return (f'---\nlibrary_name: m2d-clap-jax\npipeline_tag: audio-classification\n---\n# {family(weights)}\n\n| | |\n'
+          f'|---|---|\n{table}\n\n```python\nimport m2d_clap_jax\nmodel = m2d_clap_jax.load("THIS_FOLDER")\n{use}\n```\n')
+
+
+def read_portable(folder, overrides) -> Weights:
+  """The model of a portable folder; overrides as in `weights.read`. UserError where the folder holds none."""
+  try:
+    config = json.loads((folder / CONFIG).read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'{folder / CONFIG}: not valid JSON ({error}); copy the folder again') from None
+  if not isinstance(config, dict) or config.get('m2d_clap_jax') != FORMAT:
+    raise UserError(f'{folder / CONFIG}: not the description of a portable model of format {FORMAT}; make the folder '
+                    'with `m2d-clap convert`')
+  missing = {'model', 'sample_rate', 'text_encoder', 'text_prefix', 'classes', 'step'} - set(config)
+  if missing:
+    raise UserError(f'{folder / CONFIG}: lacks {", ".join(sorted(missing))}; make the folder with `m2d-clap convert`')
+  tensors = read_tensors(folder / TENSORS)
+  prefix = config['text_prefix']
+  text = {name.removeprefix(prefix): value for name, value in tensors.items() if prefix and name.startswith(prefix)}
+  try:
+    trees = to_flax({name: value for name, value in tensors.items() if not (prefix and name.startswith(prefix))})
+  except KeyError as error:
+    raise UserError(f'{folder / TENSORS}: {error.args[0]}') from None
+  weights = Weights(
+      model=_lists_to_tuples(config['model']), trees=trees, sample_rate=config['sample_rate'],
+      text_encoder=config['text_encoder'], classes=config['classes'] and tuple(config['classes']), text=text,
+      text_prefix=prefix, source=str(folder), step=config['step'])
+  weights = overridden(weights, overrides)
+  check(weights)
+  return weights
+
+
+def _lists_to_tuples(fields: dict) -> dict:
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _write_text(path, text: str):
+  in_place(path, lambda name: pathlib.Path(name).write_text(text, encoding='utf-8'))

@@ -1,0 +1,39 @@
+"""What a run has trained as plain weights, for inference and export."""
+import numpy as np
+from flax import traverse_util
+
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.paths import is_remote
+from m2d_clap_jax.train.checkpoint import read_parameters
+from m2d_clap_jax.weights.core import Weights
+
+
+def read_run(workdir) -> Weights:
+  """Weights of the newest checkpoint in a pre-training run's workdir; UserError where there is none."""
+  step, params, target, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
+  if 'norm_stats' not in meta:
+    raise UserError(f'{workdir}: is a fine-tuning run; its classifier is in {workdir / "best"}')
+  model = {key: tuple(value) if isinstance(value, list) else value for key, value in meta['settings']['model'].items()
+           if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
+  model['norm_stats'] = tuple(meta['norm_stats'])
+  encoder = meta['text_encoder']
+  if model['text_width'] is None:
+    encoder = None
+  trees = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
+           for tree, leaves in (('params', params), ('target', target)) if leaves}
+  return Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'],
+                 text_encoder=encoder and {'pooling': 'mean', **encoder}, source=str(workdir), step=step)
+
+
+def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarray, sample_rate: int,
+                       classes: tuple[str, ...], source: str = '', step: int = 0) -> Weights:
+  """A trained classifier as Weights with a head. params, stats: 'params' and 'batch_stats'; table [1, 1 + N, D]."""
+  network = classifier.pretrained
+  fields = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
+  trees = {'params': params['network'], 'head': params['head'], 'head_stats': stats['head_norm'],
+           'tables': {'pos_embed': table}}
+  flat = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
+          for tree, leaves in trees.items()}
+  return Weights(model={name: getattr(network, name) for name in fields} | {'text_width': None}, trees=flat,
+                 sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
