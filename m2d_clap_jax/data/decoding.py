@@ -18,7 +18,6 @@ import threading
 
 from m2d_clap_jax.errors import UserError
 
-
 MOST_SECONDS = 300.0  # that one file may take: a decoder in an endless loop must not hold up the rest
 
 

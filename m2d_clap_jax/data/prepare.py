@@ -76,8 +76,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
     if todo and beam is not None:
-      blocks = bank.missing([row for job in todo for row in job.rows]) if bank else []
-      _pipeline().run(out, todo, source, _parts(bank, todo), beam, blocks, bank and bank.part([]).make_block,
+      make_block = bank and functools.partial(embeddings.make_block, bank.folder, bank.dtype)
+      _pipeline().run(out, todo, source, bank, beam, make_block,
                       functools.partial(_encoder, _everywhere(text_encoder)))
       return _complete(out, jobs, task)
     if bank:
@@ -118,7 +118,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
     source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
     todo = [job for job in jobs if job.name not in done]
     if todo and beam is not None:
-      _pipeline().run(out, todo, source, _parts(bank, todo), beam)
+      _pipeline().run(out, todo, source, bank, beam)
       return _complete(out, jobs, task)
     return _write(out, jobs, done, source, bank, workers, task)
 
@@ -189,10 +189,6 @@ def _everywhere(text_encoder):
   if isinstance(text_encoder, str | os.PathLike) and paths.as_path(text_encoder).is_dir():
     return _absolute(text_encoder)
   return text_encoder
-
-
-def _parts(bank, jobs):
-  return [bank and bank.part([row for row in job.rows if not row.reason]) for job in jobs]
 
 
 def _settings(logmel, max_seconds, encoder, embedding_dtype):
