@@ -52,7 +52,7 @@ class TrainingBatches:
     return batch
 
 
-def pick_caption(clip: schema.Clip, u: float) -> np.ndarray:
+def pick_caption(clip: schema.Record, u: float) -> np.ndarray:
   """The embedding [C] of the caption that uniform `u` falls on."""
   return clip.caption_embeddings[int(u * len(clip.caption_embeddings))]
 
@@ -75,7 +75,7 @@ def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int
 
 
 def whole_split(split: Split, frames: int, batch_size: int,
-                limit: int | None = None) -> Iterator[tuple[np.ndarray, list[schema.Clip]]]:
+                limit: int | None = None) -> Iterator[tuple[np.ndarray, list[schema.Record]]]:
   """Yields (log-mels [b, F, frames], clips) over the first `limit` clips as stored; each clip from its start."""
   stop = split.num_clips if limit is None else min(limit, split.num_clips)
   for start in range(0, stop, batch_size):

@@ -38,7 +38,7 @@ def echo(value):
 
 
 def test_answers_keep_their_order_and_exceptions_become_reasons():
-  with Pool('tests.test_pool:echo', 3) as pool:
+  with Pool('tests.test_decoding:echo', 3) as pool:
     answers = list(pool.map((i,) for i in range(40)))
   assert answers == [(False, "KeyError: 'five'") if i % 5 == 0 else (True, i) for i in range(40)]
 
@@ -49,7 +49,7 @@ def test_a_file_that_kills_its_decoder_or_never_ends_is_rejected_and_nothing_els
     soundfile.write(tmp_path / f'a/{name}.wav', noise(0.1), 16000)
     with open(manifest, 'a') as f:
       f.write(f'{name}.wav,x,y\n')
-  monkeypatch.setattr(worker, 'AUDIO', 'tests.test_pool:decode')
+  monkeypatch.setattr(worker, 'AUDIO', 'tests.test_decoding:decode')
   monkeypatch.setattr(decoding, 'MOST_SECONDS', 10.0)
   meta = prepare.prepare(manifest, tmp_path / 'a', tmp_path / 'out', text_encoder=None, workers=2)
   assert (meta['splits']['train']['clips'], meta['splits']['train']['rejected']) == (11, 3)

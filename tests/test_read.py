@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 def test_a_clip_survives_the_round_trip():
   meta = {'schema': 1, 'logmel': {'n_mels': 80}, 'text_encoder': {'width': 4}, 'embedding_dtype': 'float32'}
   rng = np.random.default_rng(0)
-  clip = schema.Clip('ä/b.wav', rng.standard_normal((80, 7)).astype(np.float16), ['één', 'two'],
+  clip = schema.Record('ä/b.wav', rng.standard_normal((80, 7)).astype(np.float16), ['één', 'two'],
                      rng.standard_normal((2, 4)).astype(np.float32), ['l'])
   back = schema.decode(schema.encode(clip), meta)
   assert (back.key, back.captions, back.labels) == (clip.key, clip.captions, clip.labels)
