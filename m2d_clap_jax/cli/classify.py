@@ -21,7 +21,7 @@ examples:
   m2d-clap classify street.wav --model fine_tuned/checkpoint-99.pth --multi_label
 
 Labels are made captions by --template. Several templates are averaged."""
-  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, ogg, opus, mp3 and others')
+  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
   p.add_argument('--labels', metavar='A,B,C|@FILE', help='labels, or @ and a text file with one on each line')
   p.add_argument('--template', action='append', metavar='TEXT',
                  help="caption of a label, which takes the place of {} (default: '{} can be heard'); may be repeated")

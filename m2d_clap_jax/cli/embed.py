@@ -17,7 +17,7 @@ examples:
 What a .npz holds: files [n], embeddings [n, C]; with --frames, files [n] and
 for the file i frames/i [T, C], times/i [T] in ms. A .parquet has a row for each
 clip or frame: file, time_ms (of frames), embedding."""
-  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, ogg, opus, mp3 and others')
+  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
   p.add_argument('-o', '--out', required=True, metavar='OUT', help='file to write: .npz or .parquet')
   kind = p.add_mutually_exclusive_group()
   kind.add_argument('--frames', action='store_true', help='a feature for each time column (of 160 ms for most models)')
