@@ -120,7 +120,7 @@ class Draws:
 
 
 def test_a_tenth_is_redrawn_until_it_has_every_class():
-  _, targets = easy(n=400, classes=16)
+  _, targets = easy(n=400, classes=20)
   draws = Draws()
   train, valid = protocol.split_off_valid(targets, draws)
   assert 1 < draws.count < 100 and len(valid) == 40 and sorted([*train, *valid]) == list(range(400))
