@@ -76,10 +76,10 @@ def test_true_lars_adapts_matrices_and_leaves_biases():
 
 
 def test_weight_decay_spares_the_temperature_biases_and_scales_and_not_tokens():
-  params = {'logit_scale': np.float32(2.66), 'bias': np.zeros(3), 'scale': np.ones(3), 'kernel': np.ones((3, 3)),
-            'cls_token': np.ones((1, 1, 3))}
+  params = {'logit_scale': jnp.float32(2.66), 'bias': jnp.ones(3), 'scale': jnp.ones(3), 'kernel': jnp.ones((3, 3)),
+            'cls_token': jnp.ones((1, 1, 3))}
   tx = make_optimizer(lambda step: 0.1, weight_decay=0.05)
-  updates, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   moved = {name for name, update in updates.items() if np.abs(update).max() > 0}
   assert moved == {'kernel', 'cls_token'}
 

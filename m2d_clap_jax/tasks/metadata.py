@@ -104,7 +104,8 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   return Task(
       name=name, root=str(root), clips=tuple(clips), classes=classes,
       seconds=None if whole else seconds or settings.seconds, metric=_metric(name, clips, settings),
-      captions=captions_of(classes, settings, template, display), names=tuple(display.get(label, label) for label in classes),
+      captions=captions_of(classes, settings, template, display),
+      names=tuple(display.get(label, label) for label in classes),
       folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
 
 
@@ -159,7 +160,9 @@ def captions_of(classes, settings: Settings, template: str | None = None,
 
   def caption(label):
     name = names.get(label, label.replace('_', ' '))
-    return template.replace('{}', name) if template else settings.template.replace('{}', settings.heard.get(label, name))
+    if template:
+      return template.replace('{}', name)
+    return settings.template.replace('{}', settings.heard.get(label, name))
   return tuple(caption(label) for label in classes)
 
 
