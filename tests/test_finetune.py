@@ -189,6 +189,8 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
     ({'optim.name': 'sdg'}, ['sdg', 'adamw_amsgrad']),
     ({'optim.momentum': 0.9}, ['config.optim.momentum']),
     ({'augmentation.mixup_on': 'spectrum'}, ['mixup_on', 'waves']),
+    ({'last_patch': 'cut'}, ['last_patch', 'drop']),
+    ({'last_patch': 'drop', 'data.seconds': 0.1}, ["last_patch='drop'", '11 frames']),
     ({'augmentation.patchout': 1.0}, ['patchout=1.0']),
     ({'sampling.per_epoch': 7}, ['per_epoch=7', 'weighted']),
     ({'epochs': 0}, ['config.epochs=0']),
