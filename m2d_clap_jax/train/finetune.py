@@ -49,8 +49,8 @@ def run(config, workdir: str):
 
 def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
              last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
-             augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int,
-             save_every: int, evals_every: int):
+             augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
+             log_every: int, save_every: int, evals_every: int):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
@@ -66,8 +66,7 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
     raise UserError('config.data.root is empty: name the folder of the audio')
   workdir = make_workdir(workdir)
   weights = read(init) if init else None
-  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights'))(
-      workdir, task, weights)
+  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights'))(workdir, task, weights)
   opened = found.task
   augment = make_augmentation(augmentation)
   inputs, classifier, table = make_classifier(model, found, rate, weights, augment, last_patch)
