@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
-from m2d_clap_jax.audio import decode, readers
-from m2d_clap_jax.cli import audio_files, embedding_files
+from m2d_clap_jax.audio import decode, files, readers
+from m2d_clap_jax.cli import embedding_files
 from tests.command_helpers import run, save_model, save_recordings
 from tests.recordings import encode
 
@@ -90,10 +90,10 @@ def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, mon
 
 @pytest.mark.parametrize('limit', ['MOST_FILES', 'MOST_BYTES'])
 def test_files_are_run_in_groups_of_bounded_size(here, limit, tmp_path, monkeypatch):
-  monkeypatch.setattr(audio_files, limit, 2)
+  monkeypatch.setattr(files, limit, 2)
   groups = []
   names = sorted([*here.usable, str(here.root / 'audio' / 'more' / 'cut.flac')])
-  for _ in audio_files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
+  for _ in files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
     pass
   assert groups == ([2, 2, 1] if limit == 'MOST_FILES' else [1] * 5)
   assert embed(here, tmp_path / 'x.npz') == 0
