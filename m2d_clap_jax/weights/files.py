@@ -64,7 +64,7 @@ def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[
       audio[plain] = value
     else:
       rest.append(name)
-  if 'decoder_embed.weight' not in audio:  # what an encoder has kept of its predictor is of no use
+  if not any(name.startswith('decoder_blocks.') for name in audio):  # what is left of a predictor is of no use
     rest += [name for name in audio if name.startswith(('decoder_', 'mask_token'))]
     audio = {name: value for name, value in audio.items() if name not in rest}
   return audio, text, rest
