@@ -177,6 +177,17 @@ def test_tensors_that_share_a_storage_are_read_as_they_are(tmp_path):
   np.testing.assert_array_equal(found['c'], np.arange(12.0).reshape(3, 4).T)
 
 
+def test_bfloat16_becomes_float32_in_both_kinds_of_files(tmp_path):
+  from safetensors.torch import save_file as save_torch
+  value = {'a': torch.tensor([1.0, -0.1], dtype=torch.bfloat16)}
+  torch.save(value, tmp_path / 'model.pth')
+  save_torch(value, tmp_path / 'model.safetensors')
+  for file in tmp_path.iterdir():
+    found = read_tensors(file)['a']
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, value['a'].float())
+
+
 class Unknown:
   """Stands for any class of somebody's own code."""
 
