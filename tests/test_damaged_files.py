@@ -196,3 +196,35 @@ class Unknown:
 def test_any_other_class_is_one_line_that_names_it(value, name, tmp_path):
   torch.save({'model': {'a': torch.zeros(1)}, 'args': argparse.Namespace(what=value)}, tmp_path / 'model.pth')
   refused(tmp_path / 'model.pth', f'{name}.* beside tensors and the arguments of a run')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('content, message', [(b'', 'empty'), (b'no checkpoint at all', 'not a readable|is no PyTorch'),
+                                              (None, 'not a readable')], ids=['empty', 'other', 'truncated'])
+def test_files_that_are_no_checkpoints_give_one_line(tmp_path, suffix, content, message):
+  path = tmp_path / f'model{suffix}'
+  if suffix == '.pth':
+      torch.save({'a': torch.zeros(1000)}, path)
+  else:
+    save_file({'a': np.zeros(1000, np.float32)}, path)
+  path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+  with pytest.raises(UserError, match=message) as error:
+    weights.read(path)
+  assert '\n' not in str(error.value)
+
+
+def test_nothing_in_a_pth_file_is_executed(tmp_path):
+  path = tmp_path / 'evil.pth'
+  torch.save({'model': _Evil(str(tmp_path / 'was_here'))}, path)
+  with pytest.raises(UserError, match='holds _*io.open beside .*not opened, because other objects can run code'):
+    weights.read(path)
+  assert not (tmp_path / 'was_here').exists()
+
+
+class _Evil:
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
