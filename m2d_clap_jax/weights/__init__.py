@@ -54,7 +54,10 @@ def not_found(path: str) -> str:
   missing = place
   while not missing.parent.exists():
     missing = missing.parent
-  here = [each.name for each in missing.parent.iterdir()] if os.access(missing.parent, os.R_OK | os.X_OK) else []
+  try:
+    here = os.listdir(missing.parent)
+  except OSError:  # a file, or nothing that may be looked at
+    here = []
   meant = [os.fspath(missing.parent / name) for name in difflib.get_close_matches(missing.name, here, 1)]
   meant += difflib.get_close_matches(missing.name, released.RELEASED, 1)
   if hub.is_address(hub.SCHEME + path):

@@ -85,7 +85,7 @@ class _Continuing:
 
   def _advice(self, url: str, reason: str) -> str:
     kept = f' (the {self._have()} bytes that have come are kept; the same command continues)' if self._have() else ''
-    return (f'{self._name}: cannot be fetched: {reason}{kept}; or put {url} from elsewhere, or the folder in it, into '
+    return (f'{self._name}: cannot be fetched: {reason}{kept}; to do it by hand, put {url} or the folder in it into '
             f'{self._home}')
 
 

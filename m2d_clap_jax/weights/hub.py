@@ -55,8 +55,8 @@ def download(name: str, folder=None) -> str:
   except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
     raise UserError(f'{name}: is not in the cache, and the Hub cannot be asked ({_reason(error)})') from error
   if not all(os.path.exists(os.path.join(place, file)) for file in (CONFIG, TENSORS)):
-    raise UserError(f'{name}: holds no model of this package ({CONFIG} and {TENSORS}); the authors\' files are loaded '
-                    'from a local path')
+    raise UserError(f'{name}: holds no model of this package ({CONFIG} and {TENSORS}); the authors\' files are opened '
+                    'by their names (m2d-clap models) or from a local path')
   return place
 
 

@@ -19,7 +19,7 @@ from m2d_clap_jax.locks import locked
 from m2d_clap_jax.weights.public import name_fields
 
 ADDRESS = 'https://github.com/nttcslab/m2d/releases/download'
-LICENCE = 'their own licence, for evaluation only: LICENSE in https://github.com/nttcslab/m2d'
+LICENCE = "the authors' own licence, for evaluation only (LICENSE in https://github.com/nttcslab/m2d)"
 HOME = 'M2D_CLAP_HOME'
 GTE, BERT = 'GTE-base', 'BERT-base, inside the file'
 
@@ -105,7 +105,7 @@ def _take(name: str) -> pathlib.Path:
   """What was put here by hand, or else the download, is unpacked and recorded -> the checkpoint."""
   from m2d_clap_jax.weights import download
   folder, archive, known = home() / name, home() / f'{name}.zip', _record(name)
-  print(f'{name}: a model of the authors of M2D, under {LICENCE}', file=sys.stderr)
+  print(f'{name}: its licence is {LICENCE}', file=sys.stderr)
   by_hand = folder.is_dir() or archive.exists()
   if not by_hand:
     download.download(url(name), archive, home())
