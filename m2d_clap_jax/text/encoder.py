@@ -98,7 +98,7 @@ class TextEncoder:
 
   def _tell(self, sentence, cut):
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
-    more = f' (and {len(cut) - 1} more sentences are too long)' if cut[1:] else ''
+    more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
     print(f'text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, of which '
           f'only the first {self.max_length} count{more}', file=sys.stderr)
 

@@ -17,7 +17,7 @@ MOST_BYTES = 8 << 30  # unpacked; the largest released model has 1.4 GB
 MOST_RATIO, ROOM = 50, 256 << 20
 PAUSE = 1.0  # seconds until a connection that broke off is tried again
 TIMEOUT = 10, 60  # seconds: to connect; between two blocks
-BLOCK = 1 << 20
+BLOCK = 1 << 16  # bytes; of the last one before a connection breaks off nothing is had
 
 
 def download(url: str, file: pathlib.Path, home: pathlib.Path):

@@ -19,7 +19,7 @@ from m2d_clap_jax.locks import locked
 from m2d_clap_jax.weights.public import name_fields
 
 ADDRESS = 'https://github.com/nttcslab/m2d/releases/download'
-LICENCE = "the authors' own licence, for evaluation only (LICENSE in https://github.com/nttcslab/m2d)"
+LICENCE = "the authors' own, for evaluation only (LICENSE in https://github.com/nttcslab/m2d)"
 HOME = 'M2D_CLAP_HOME'
 GTE, BERT = 'GTE-base', 'BERT-base, inside the file'
 
@@ -94,10 +94,11 @@ def fetch(name: str) -> pathlib.Path:
   Raises:
     UserError: cannot be fetched, unpacked or written; is not what was fetched at first.
   """
-  checkpoint = _unchanged(name)
-  if checkpoint is None:
-    with _writing(name), _alone(name):
-      checkpoint = _unchanged(name) or _take(name)  # the one that was waited for may have fetched it
+  with _disk_failures(name):
+    checkpoint = _unchanged(name)
+    if checkpoint is None:
+      with _alone(name):
+        checkpoint = _unchanged(name) or _take(name)  # the one that was waited for may have fetched it
   return checkpoint
 
 
@@ -161,7 +162,7 @@ def _record(name: str) -> dict:
   """{} before the first fetch."""
   try:
     known = json.loads(_record_file(name).read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError) as error:
     raise UserError(f'{_record_file(name)}: cannot be read ({error}); delete it, and the hashes are recorded anew') from None
@@ -211,9 +212,9 @@ def _alone(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(name: str) -> Iterator[None]:
+def _disk_failures(name: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise UserError(f'{name}: {error.filename or home()} cannot be written ({error.strerror or error}): free space, or '
+    raise UserError(f'{name}: {error.filename or home()} cannot be read or written ({error.strerror or error}): free space, or '
                     f'name another cache folder by {HOME}; what has been fetched is kept') from error
