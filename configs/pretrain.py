@@ -39,7 +39,7 @@ def base():
       'text_width': 768,  # of the caption embeddings; None: no CLAP head
       'audio_projector': 'mlp',  # or, as in models of 2025, 'semantic' with so many blocks and that MLP ratio
       'semantic_depth': 1,
-      'semantic_mlp_ratio': 2.0,
+      'semantic_mlp_ratio': 1.0,
       'text_projector': placeholder(str),  # identity, linear or mlp; None: identity where the widths are equal, else linear
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured

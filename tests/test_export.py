@@ -13,7 +13,7 @@ from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import portable, public
 from tests import reference
 from tests.test_pretrain import data, one_device, tiny_config  # noqa: F401
-from tests.test_torch_io import torch_module
+from tests.test_weights import torch_module
 
 # Of the golden list of names and shapes; the captions of the test data are 8 wide, hence one more projector.
 GOLDEN = dict(width=96, depth=2, heads=3, predictor_width=64, predictor_depth=2, predictor_heads=4, input_size=(80, 96),

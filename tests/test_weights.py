@@ -1,4 +1,6 @@
 """Public checkpoints come in and go out bit-identical, and what does not fit is named."""
+import dataclasses
+import datetime
 import json
 import subprocess
 import sys
@@ -30,18 +32,20 @@ def complete(name):
 
 
 def of_2025(tensors):
-  """The same with the 2025 heads: semantic token and one block, text MLP, and a BERT's tensors inside."""
+  """The same as the 2025 models are written: a projector of one block, an MLP for text, and a BERT's tensors inside."""
   shapes = {'audio_proj.sem_token': (1, 1, 96), 'audio_proj.norm.weight': (96,), 'audio_proj.norm.bias': (96,),
             'text_proj.0.weight': (96, 24), 'text_proj.0.bias': (96,), 'text_proj.2.weight': (96, 96),
-            'text_proj.2.bias': (96,), 'text_encoder.embeddings.word_embeddings.weight': (50, 24),
-            'text_encoder.encoder.layer.0.output.dense.weight': (24, 96)}
+            'text_proj.2.bias': (96,)}
   for name, shape in {'norm1.weight': (96,), 'norm1.bias': (96,), 'norm2.weight': (96,), 'norm2.bias': (96,),
                       'attn.qkv.weight': (288, 96), 'attn.qkv.bias': (288,), 'attn.proj.weight': (96, 96),
                       'attn.proj.bias': (96,), 'mlp.fc1.weight': (96, 96), 'mlp.fc1.bias': (96,),
                       'mlp.fc2.weight': (96, 96), 'mlp.fc2.bias': (96,)}.items():
     shapes[f'audio_proj.sem_blocks.0.{name}'] = shape
   kept = {name: value for name, value in tensors.items() if not name.startswith('audio_proj')}
-  return kept | {name: reference.weight(name, shape) for name, shape in shapes.items()}
+  kept |= {name: reference.weight(name, shape) for name, shape in shapes.items()}
+  text = {'embeddings.word_embeddings.weight': (50, 24), 'encoder.layer.0.output.dense.weight': (24, 96)}
+  return ({name if name == 'logit_scale' else f'backbone.{name}': value for name, value in kept.items()}
+          | {f'text_encoder.text_encoder.{name}': reference.weight(name, shape) for name, shape in text.items()})
 
 
 def saved(folder, tensors, name=FOLDER, file='checkpoint-300.safetensors'):
@@ -108,6 +112,10 @@ def test_every_rule_reads_the_same_in_both_directions():
                                                       'sample_rate': 16000, 'text_encoder': 'A'}),
     ('m2d_clap_vit_base-80x1001p16x16p16kpBpTI-250101', {'input_size': (80, 1001), 'patch_size': (16, 16),
                                                          'sample_rate': 16000, 'text_encoder': 'B'}),
+    ('m2d_clap_vit_base-80x1001p80x2p16kpBpTI-2025', {'input_size': (80, 1001), 'patch_size': (80, 2),
+                                                      'sample_rate': 16000, 'text_encoder': 'B'}),
+    ('m2d_clap_vit_base-80x608p16x16p16kpQ-250101', {'input_size': (80, 608), 'patch_size': (16, 16),
+                                                     'sample_rate': 16000, 'text_encoder': 'Q'}),
     ('checkpoints', {}),
 ])
 def test_folder_names_tell_sizes_rate_and_text_encoder(name, expected):
@@ -184,7 +192,9 @@ def broken(change):
 
 @pytest.mark.parametrize('change, message', [
     (lambda t: t.pop('blocks.1.mlp.fc2.bias'), r'looks like M2D-CLAP .* missing \(1\): params/encoder/blocks_1/mlp/fc2'),
-    (lambda t: t.update({'blocks.0.surprise': t['norm.bias']}), r'1 tensors that no .* has: blocks.0.surprise'),
+    (lambda t: t.update({'blocks.7000.norm1.bias': t['norm.bias']}), r'blocks up to number 7000 are of no encoder'),
+    (lambda t: t.update({'norm_stats': t['norm.bias']}), r'norm_stats has shape \(96,\)'),
+    (lambda t: t.pop('logit_scale'), r'missing \(1\): params/logit_scale'),
     (lambda t: t.update({'norm.bias': t['norm.bias'][:7]}), r'of another shape \(1\): .*norm/bias \(7,\) instead'),
     (lambda t: t.pop('target_norm.bias'), 'missing .*target/norm/bias'),
     (lambda t: t.pop('cls_token'), 'lacks cls_token'),
@@ -193,6 +203,52 @@ def broken(change):
 def test_tensors_that_do_not_fit_are_listed(tmp_path, change, message):
   with pytest.raises(UserError, match=message):
     weights.read(saved(tmp_path, broken(change)), **TINY)
+
+
+def test_tensors_that_the_model_has_no_place_for_are_left_out_and_told(tmp_path, capsys):
+  tensors = complete('m2d_tiny')
+  clean = weights.read(saved(tmp_path, tensors, 'm2d_vit_tiny-80x96p16x16-221006'))
+  extras = {'to_spec.a': np.zeros(2), 'to_spec.b': np.zeros(2), 'blocks.0.surprise': np.zeros(2)}
+  assert capsys.readouterr().err == ''
+  loaded = weights.read(saved(tmp_path, tensors | extras, 'm2d_vit_tiny-80x96p16x16-221007'))
+  told = capsys.readouterr().err
+  assert told.endswith('3 tensors that the model has no place for are left out: blocks.0.surprise, to_spec.* (2)\n')
+  assert told.count('\n') == 1 and loaded.fingerprint == clean.fingerprint
+  encoder = {name: value for name, value in tensors.items() if not name.startswith(('decoder_blocks', 'decoder_embed'))}
+  assert not weights.read(saved(tmp_path, encoder, 'm2d_vit_tiny-80x96p16x16-221008')).complete
+  assert 'decoder_norm.bias' in capsys.readouterr().err
+
+
+def test_both_names_of_a_predictors_blocks_are_read_and_the_plain_one_is_written(tmp_path):
+  tensors = complete('clap_tiny')
+  named = {name.replace('decoder_blocks.', 'decoder_blocks.layers.'): value for name, value in tensors.items()}
+  assert named.keys() != tensors.keys()
+  same(public.public_tensors(weights.read(saved(tmp_path, named), **TINY)), tensors)
+
+
+def test_clap_files_for_inference_may_lack_the_logit_scale(tmp_path):
+  tensors = {name: value for name, value in complete('clap_tiny').items()
+             if not name.startswith(('decoder', 'target', 'mask_token', 'logit_scale'))}
+  loaded = weights.read(saved(tmp_path, tensors), heads=3)
+  assert loaded.default_logit_scale and loaded.nested('params')['logit_scale'] == np.float32(np.log(1 / 0.07))
+  same(public.public_tensors(loaded), tensors)
+  again = weights.read(portable.save_portable(loaded, tmp_path / 'portable'))
+  assert again.default_logit_scale and again.fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize('about, text, expected', [
+    (('thenlper/gte-base', 'mean'), False, ''), (('bert-base-uncased', 'cls'), False, 'p16kpB'),
+    (('bert-base-uncased', 'cls'), True, 'p16kpBpTI'), (('my/own', 'mean'), True, 'p16kpApTI'),
+    (('nvidia/NV-Embed-v2', 'eos'), False, 'p16kpN'), (('my/own', 'mean'), False, '')])
+def test_a_folders_name_leads_back_to_its_text_encoder(about, text, expected):
+  encoder = {'name': about[0], 'pooling': about[1], 'hash': None, 'width': 768}
+  made = weights.Weights({}, {}, text_encoder=encoder, text={'a': np.zeros(1)} if text else {})
+  folder = public.checkpoint_folder(made, datetime.date(2025, 1, 2))
+  assert folder == f'm2d_clap_vit_base-80x608p16x16{expected}-250102'
+  if 'own' not in about[0]:
+    assert text_encoder(name_fields(folder).get('text_encoder', 'A'), None, {'text_width': 768}) == encoder
+  assert public.checkpoint_folder(dataclasses.replace(made, sample_rate=32000), datetime.date(2025, 1, 2)).startswith(
+      'm2d_clap_vit_base-80x608p16x16p32k')
 
 
 def test_a_folder_name_that_contradicts_the_patches_is_an_error(tmp_path):
@@ -220,7 +276,7 @@ def test_nothing_in_a_pth_file_is_executed(tmp_path):
   torch = pytest.importorskip('torch')
   path = tmp_path / 'evil.pth'
   torch.save({'model': _Evil(str(tmp_path / 'was_here'))}, path)
-  with pytest.raises(UserError, match='not opened, because other objects can run code'):
+  with pytest.raises(UserError, match='holds _*io.open beside .*not opened, because other objects can run code'):
     weights.read(path)
   assert not (tmp_path / 'was_here').exists()
 
@@ -251,8 +307,13 @@ def test_the_pth_that_is_written_loads_strictly_into_a_torch_module_of_the_publi
   path = public.save_pth(loaded, tmp_path / 'out', 300)
   assert path.parent.name.startswith('m2d_clap_vit_w96-80x96p16x16-') and path.name == 'checkpoint-300.pth'
   module = torch_module(torch, reference.shapes('clap_tiny'))
-  result = module.load_state_dict(torch.load(path, weights_only=True)['model'], strict=True)
-  assert not result.missing_keys and not result.unexpected_keys
+  content = torch.load(path, weights_only=False)  # as the authors do: a complete file holds a Namespace
+  result = module.load_state_dict(content['model'], strict=True)
+  assert not result.missing_keys and not result.unexpected_keys and content['epoch'] == 300
+  assert vars(content['args']) == {
+      'model': 'm2d_clap_vit_w96', 'input_size': [80, 96], 'patch_size': [16, 16], 'sample_rate': 16000,
+      'norm_stats': pytest.approx([-7.1, 4.2]), 'mask_ratio': 0.7, 'decoder_depth': 2,
+      'text_encoder': 'thenlper/gte-base', 'pooling': 'mean', 'epochs': 300}
   small = public.save_pth(loaded.encoder_only(), tmp_path / 'small', 300)
   names = set(torch.load(small, weights_only=True)['model'])
   assert names == {name for name in reference.shapes('clap_tiny')
