@@ -7,7 +7,7 @@ def common(job):
   config = ConfigDict()
   config.job = job
   config.task = 'esc50'  # a task of the paper, or any name with data.csv and data.seconds
-  config.init = ''  # the model: a run, portable folder, .pth or .safetensors
+  config.init = ''  # the model: a run, portable folder, .pth, released model's name ...
   config.seed = 0
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to

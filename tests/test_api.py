@@ -296,7 +296,7 @@ def test_a_caption_of_more_tokens_than_count_is_told_once(model, capsys):
   fits = 'bell ' * 510  # and the two special tokens
   model.encode_text(['a dog', 'bell ' * 700, fits, 'a cat ' * 600])
   told = capsys.readouterr().err
-  assert told.count('\n') == 1 and told.startswith("text encoder minilm: sentence 1, 'bell bell") and (
+  assert told.count('\n') == 1 and told.startswith("notice: text encoder minilm: sentence 1, 'bell bell") and (
       'has 702 tokens, of which only the first 512 count; 1 more too long' in told), told
   model.encode_text([fits])
   assert not capsys.readouterr().err

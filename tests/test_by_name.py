@@ -75,10 +75,10 @@ def server(tmp_path, monkeypatch):
 
 
 def zipped(members) -> bytes:
-  """{name: bytes} -> a zip."""
+  """{name: bytes} -> a zip, the same each time: without the time of day."""
   with zipfile.ZipFile(buffer := io.BytesIO(), 'w') as archive:
     for name, content in members.items():
-      archive.writestr(name, content)
+      archive.writestr(name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name), content)
   return buffer.getvalue()
 
 
@@ -282,6 +282,27 @@ def test_a_wrong_zip_is_told_in_one_line_and_never_taken(data, told, server, tmp
   assert not list(tmp_path.rglob('evil*'))
 
 
+def test_of_300_damaged_zips_each_is_refused_in_one_line_or_whole(tmp_path):
+  rng = np.random.default_rng(0)
+  with zipfile.ZipFile(buffer := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr(f'{NAME}/checkpoint-300.pth', b'weights' * 99)
+    archive.writestr(f'{NAME}/README.txt', b'hello' * 9)
+  good, refused = buffer.getvalue(), 0
+  for i in range(300):
+    bad = bytearray(good)
+    for place in rng.integers(len(good), size=1 + i % 4):
+      bad[place] = rng.integers(256)
+    archive, folder = tmp_path / f'{i}.zip', tmp_path / str(i)
+    archive.write_bytes(bad[:rng.integers(len(bad))] if i % 10 == 0 else bad)
+    try:
+      download.unpack(archive, folder, lambda _: True)
+      assert next(folder.glob('*.pth')).read_bytes() == b'weights' * 99
+    except UserError as error:
+      refused += 1
+      assert '\n' not in str(error) and not folder.exists()
+  assert 100 < refused < 300
+
+
 def test_an_answer_that_is_a_page_leaves_the_part_as_it_is(server, tmp_path):
   data = offer_noise()
   server.cut = [1 << 20, 0]
@@ -334,6 +355,14 @@ def test_without_a_network_one_line_gives_the_address_and_the_place_and_that_pla
   assert released.fetch(NAME).read_bytes() == noise(1000)
   released_layouts.write(OTHER, tmp_path / 'cache', depth=1)
   assert read(OTHER).model['patch_size'] == (16, 4) and released.fetch(OTHER).parent.name == OTHER
+
+
+def test_without_pytorch_nothing_is_fetched(server, monkeypatch):
+  offer_noise()
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(UserError, match=f'{NAME}: is a .pth file, which PyTorch reads: pip install'):
+    released.fetch(NAME)
+  assert not server.asked
 
 
 def test_a_name_that_the_server_lacks_is_told(server):

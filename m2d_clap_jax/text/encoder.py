@@ -99,8 +99,8 @@ class TextEncoder:
   def _tell(self, sentence, cut):
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
     more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
-    print(f'text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, of which '
-          f'only the first {self.max_length} count{more}', file=sys.stderr)
+    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, '
+          f'of which only the first {self.max_length} count{more}', file=sys.stderr)
 
   def _encode(self, sentences, out, bar):
     """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.

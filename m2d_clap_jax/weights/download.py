@@ -134,6 +134,8 @@ def _members(content: zipfile.ZipFile, archive: pathlib.Path, accepts: Callable[
     kind = stat.S_IFMT(member.external_attr >> 16)
     if '..' in parts or parts[:1] == ('/',) or ':' in member.filename or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
       raise UserError(f'{archive}: not unpacked: its member {member.filename!r} is a link or leads out of the folder')
+    if member.header_offset < 0:
+      raise zipfile.BadZipFile('a member begins before the file')
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
       raise UserError(f'{archive}: not unpacked: its member {member.filename!r} is packed in an unusual way')
     size += member.file_size

@@ -6,6 +6,7 @@ A NAME.zip or a folder NAME that was put there by hand is taken as if it had bee
 """
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -92,7 +93,7 @@ def fetch(name: str) -> pathlib.Path:
   """A released model's checkpoint, NAME/FILE.pth in the cache; without the network where it is there already.
 
   Raises:
-    UserError: cannot be fetched, unpacked or written; is not what was fetched at first.
+    UserError: cannot be fetched, unpacked or written; is not what was fetched at first; PyTorch is missing.
   """
   with _disk_failures(name):
     checkpoint = _unchanged(name)
@@ -105,8 +106,10 @@ def fetch(name: str) -> pathlib.Path:
 def _take(name: str) -> pathlib.Path:
   """What was put here by hand, or else the download, is unpacked and recorded -> the checkpoint."""
   from m2d_clap_jax.weights import download
+  if importlib.util.find_spec('torch') is None:  # better told before than after a gigabyte
+    raise UserError(f"{name}: is a .pth file, which PyTorch reads: pip install -e '.[torch]'")
   folder, archive, known = home() / name, home() / f'{name}.zip', _record(name)
-  print(f'{name}: its licence is {LICENCE}', file=sys.stderr)
+  print(f'notice: {name}: its licence is {LICENCE}', file=sys.stderr)
   by_hand = folder.is_dir() or archive.exists()
   if not by_hand:
     download.download(url(name), archive, home())
@@ -206,7 +209,7 @@ def _alone(name: str) -> Iterator[None]:
     try:
       stack.enter_context(locked(lock))
     except BlockingIOError:
-      print(f'{name}: another process is fetching it; waiting', file=sys.stderr)
+      print(f'notice: {name}: another process is fetching it; waiting', file=sys.stderr)
       stack.enter_context(locked(lock, wait=True))
     yield
 
