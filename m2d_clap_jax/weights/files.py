@@ -1,7 +1,7 @@
 """Files of tensors: .pth by torch (weights alone, nothing in a file is executed) and .safetensors without it.
 
 Memory is bounded by the size of the file: tensors of a .pth stay in it until they are used, and what its parts claim to
-be is checked before anything is unpacked.
+be is checked before anything is unpacked. bfloat16, which numpy does not have, becomes float32.
 """
 import argparse
 import itertools
@@ -64,7 +64,7 @@ def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[
       audio[plain] = value
     else:
       rest.append(name)
-  if 'decoder_embed.weight' not in audio:  # what an encoder has kept of its predictor is of no use
+  if not any(name.startswith('decoder_blocks.') for name in audio):  # what is left of a predictor is of no use
     rest += [name for name in audio if name.startswith(('decoder_', 'mask_token'))]
     audio = {name: value for name, value in audio.items() if name not in rest}
   return audio, text, rest
@@ -83,9 +83,10 @@ def _read_safetensors(path, name: str) -> dict[str, np.ndarray]:
   """path: for messages; name: of the local file."""
   from safetensors.numpy import load_file
   try:
-    return load_file(name)
+    tensors = load_file(name)
   except Exception as error:  # each kind of damage raises something else
     raise _unreadable(path, '.safetensors file', error) from None
+  return {name: value.astype(np.float32) if value.dtype.kind == 'V' else value for name, value in tensors.items()}
 
 
 def _read_pth(path, name: str) -> dict[str, np.ndarray]:
@@ -139,7 +140,7 @@ def _other_classes(name: str) -> list[str]:
 
 def _to_numpy(tensor, torch) -> np.ndarray:
   tensor = tensor.detach()
-  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
+  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _unreadable(path, kind: str, error: Exception) -> UserError:
