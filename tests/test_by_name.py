@@ -1,18 +1,13 @@
 """Released models by name, over a real server of files: fetched once, whole and checked, or one line says why not."""
 import errno
 import hashlib
-import http.server
-import io
 import json
 import os
 import pathlib
-import re
 import socketserver
-import stat
 import subprocess
 import sys
 import threading
-import zipfile
 
 import numpy as np
 import pytest
@@ -22,83 +17,16 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.weights import download, read, released
 from tests import released_layouts
 from tests.command_helpers import run
+from tests.release_server import NAME, OTHER, left, noise, offer, offer_noise, serving, zipped
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAME = 'm2d_clap_vit_base-80x608p16x16-240128'
-OTHER = 'm2d_vit_base-80x200p16x4-230529'
 FINETUNED = 'm2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly'
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-  """Gives `files` {path: bytes}, from where a Range says. `cut`: after how many bytes each answer breaks off, one by one."""
-  files, asked, cut, kind, ranges = {}, [], [], 'application/zip', True
-
-  def log_message(self, *_):
-    pass
-
-  def do_GET(self):
-    wanted = self.headers.get('Range')
-    self.asked.append(wanted)
-    data = self.files.get(self.path)
-    if data is None:
-      self.send_error(404)
-      return
-    start = int(re.fullmatch(r'bytes=(\d+)-', wanted)[1]) if wanted and self.ranges else 0
-    if start and start >= len(data):
-      self.send_response(416)
-      self.send_header('Content-Range', f'bytes */{len(data)}')
-      self.send_header('Content-Length', '0')
-      self.end_headers()
-      return
-    self.send_response(206 if start else 200)
-    if start:
-      self.send_header('Content-Range', f'bytes {start}-{len(data) - 1}/{len(data)}')
-    self.send_header('Content-Type', self.kind)
-    self.send_header('Content-Length', str(len(data) - start))
-    self.end_headers()
-    most = self.cut.pop(0) if self.cut else len(data)
-    self.wfile.write(data[start:start + most])
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-  """An empty cache, and a server in the place of the authors'."""
-  Server.files, Server.asked, Server.cut, Server.kind, Server.ranges = {}, [], [], 'application/zip', True
-  listener = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
-  threading.Thread(target=listener.serve_forever, daemon=True).start()
-  monkeypatch.setattr(released, 'ADDRESS', f'http://127.0.0.1:{listener.server_port}')
-  monkeypatch.setattr(download, 'PAUSE', 0)
-  monkeypatch.setenv('M2D_CLAP_HOME', str(tmp_path / 'cache'))
-  yield Server
-  listener.shutdown()
-  listener.server_close()
-
-
-def zipped(members) -> bytes:
-  """{name: bytes} -> a zip, the same each time: without the time of day."""
-  with zipfile.ZipFile(buffer := io.BytesIO(), 'w') as archive:
-    for name, content in members.items():
-      archive.writestr(name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name), content)
-  return buffer.getvalue()
-
-
-def offer(name, data):
-  Server.files[f'/{released.RELEASED[name].tag}/{name}.zip'] = data
-  return data
-
-
-def noise(size=3 << 20):
-  return np.random.default_rng(0).bytes(size)
-
-
-def offer_noise(name=NAME):
-  """A zip of the right form, whose checkpoint is none: enough for what only fetches."""
-  return offer(name, zipped({f'{name}/': b'', f'{name}/checkpoint-300.pth': noise(), f'{name}/README.txt': b'hello'}))
-
-
-def left(tmp_path):
-  """What is in the cache but locks."""
-  return sorted(path.name for path in (tmp_path / 'cache').iterdir() if not path.name.endswith('.lock'))
+  with serving(tmp_path, monkeypatch) as running:
+    yield running
 
 
 @pytest.mark.parametrize('name', [NAME, OTHER, FINETUNED])
@@ -235,72 +163,6 @@ def test_a_process_that_is_killed_holds_nobody_up(server):
   first.communicate()
   gate.open.set()
   assert released.fetch(NAME).read_bytes() == noise()
-
-
-def archive_with(member, **changes):
-  """A good zip with one more member."""
-  info = zipfile.ZipInfo(member)
-  for key, value in changes.items():
-    setattr(info, key, value)
-  return zipped({f'{NAME}/checkpoint-300.pth': noise(1000), info: b'/etc/passwd'})
-
-
-def bomb():
-  with zipfile.ZipFile(buffer := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as archive:
-    with archive.open(f'{NAME}/checkpoint-300.pth', 'w') as member:
-      for _ in range(320):
-        member.write(bytes(1 << 20))
-  return buffer.getvalue()
-
-
-WRONG = {
-    'a web page': (b'<!DOCTYPE html><html>Sign in</html>', 'no readable zip'),
-    'nothing': (b'', 'no readable zip'),
-    'no checkpoint': (zipped({f'{NAME}/README.txt': b'hello'}), f'holds no checkpoint (.pth) but {NAME}/README.txt'),
-    'another model': (zipped({f'{OTHER}/checkpoint-300.pth': noise(1000)}), f'holds the model {OTHER} instead'),
-    'of other patches': (zipped({'mine-80x608p80x2/a.pth': noise(1000)}), 'holds the model mine-80x608p80x2 instead'),
-    'two': (zipped({f'{NAME}/a.pth': b'a', f'{NAME}/b.pth': b'b'}), 'holds 2 checkpoints'),
-    'leads up': (archive_with('../../evil.pth'), "'../../evil.pth' is a link or leads out"),
-    'from the root': (archive_with('/tmp/evil.pth'), "'/tmp/evil.pth' is a link or leads out"),
-    'leads up, other slashes': (archive_with(f'{NAME}\\..\\..\\evil'), 'is a link or leads out'),
-    'a link': (archive_with(f'{NAME}/link', external_attr=(stat.S_IFLNK | 0o777) << 16), 'is a link or leads out'),
-    'a bomb': (bomb(), 'not unpacked: would take 0.3 GB'),
-    'damaged inside': (zipped({f'{NAME}/checkpoint-300.pth': b'x' * 1000}).replace(b'x' * 9, b'y' * 9, 1), 'no readable zip'),
-}
-
-
-@pytest.mark.parametrize('data, told', WRONG.values(), ids=WRONG)
-def test_a_wrong_zip_is_told_in_one_line_and_never_taken(data, told, server, tmp_path):
-  offer(NAME, data)
-  with pytest.raises(UserError) as failure:
-    released.fetch(NAME)
-  assert told in str(failure.value) and '\n' not in str(failure.value)
-  if 'checkpoints' not in told:
-    assert left(tmp_path) == []
-    offer_noise()
-    assert released.fetch(NAME).read_bytes() == noise()
-  assert not list(tmp_path.rglob('evil*'))
-
-
-def test_of_300_damaged_zips_each_is_refused_in_one_line_or_whole(tmp_path):
-  rng = np.random.default_rng(0)
-  with zipfile.ZipFile(buffer := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr(f'{NAME}/checkpoint-300.pth', b'weights' * 99)
-    archive.writestr(f'{NAME}/README.txt', b'hello' * 9)
-  good, refused = buffer.getvalue(), 0
-  for i in range(300):
-    bad = bytearray(good)
-    for place in rng.integers(len(good), size=1 + i % 4):
-      bad[place] = rng.integers(256)
-    archive, folder = tmp_path / f'{i}.zip', tmp_path / str(i)
-    archive.write_bytes(bad[:rng.integers(len(bad))] if i % 10 == 0 else bad)
-    try:
-      download.unpack(archive, folder, lambda _: True)
-      assert next(folder.glob('*.pth')).read_bytes() == b'weights' * 99
-    except UserError as error:
-      refused += 1
-      assert '\n' not in str(error) and not folder.exists()
-  assert 100 < refused < 300
 
 
 def test_an_answer_that_is_a_page_leaves_the_part_as_it_is(server, tmp_path):
