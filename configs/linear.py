@@ -9,7 +9,7 @@ def common(job):
   config = ConfigDict()
   config.job = job
   config.task = 'esc50'  # a task of the paper, or any name with data.csv and data.seconds
-  config.init = ''  # the model: a run, portable folder, .pth or .safetensors
+  config.init = ''  # the model: a run, portable folder, .pth, released model's name ...
   config.seed = SEED  # of the first run, and of the random places in training and validation clips
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to

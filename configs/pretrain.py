@@ -19,7 +19,7 @@ def base():
   config = ConfigDict()
   config.job = 'pretrain'
   config.seed = 3  # of everything: initialisation, masks, order, crops, captions
-  config.init = ''  # weights to start from: a run, portable folder, .pth or .safetensors; empty: random
+  config.init = ''  # weights to start from: a run, portable folder, .pth, released model's name ...; empty: random
   config.batch_size = 2048  # of all devices together
   config.epochs = 300.0
   config.steps = placeholder(int)  # if given, instead of epochs

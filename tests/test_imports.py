@@ -24,6 +24,8 @@ ROOMS = {
     'transformers': (r'text/\w+\.py', False),
     'huggingface_hub': (r'text/\w+\.py|weights/hub\.py', False),
     'apache_beam': (r'data/beam\.py', True),
+    'pooch': (r'weights/(released|download)\.py', False),
+    'requests': (r'weights/download\.py', False),
     'torch': (r'weights/(public|files)\.py', False),
     'gradio': (r'demo/page\.py', False),
     'orbax': (r'train/checkpoint\.py', True),

@@ -12,7 +12,7 @@ PARTS = {'encoder': ('patch_embed', 'cls_token', 'encoder'), 'predictor': ('pred
 
 def add_arguments(p):
   p.description = 'What a model is: kind, sizes, parameters, input, statistics, text encoder, classes.'
-  p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128/checkpoint-300.pth'
+  p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128'
   p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
   p.add_argument('--json', action='store_true', help='for programs: one JSON object')
   model_options.add_overrides(p)

@@ -1,7 +1,6 @@
 """`m2d-clap prepare`: audio and captions in, a folder of TFRecord shards out (see data.shards and data.schema)."""
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import os
 import sys
@@ -11,6 +10,7 @@ from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.locks import locked
 from m2d_clap_jax.progress import Progress
 
 
@@ -245,16 +245,15 @@ def _folder(out, task=None):
   if paths.is_remote(out):  # which cannot be locked; two runs would write the same bytes
     yield out
     return
-  locks = {'.lock': fcntl.LOCK_SH if task else fcntl.LOCK_EX}
+  locks = {'.lock': bool(task)}  # name -> whether it is shared
   if task:
-    locks[f'.lock-{task[0]}-of-{task[1]}'] = fcntl.LOCK_EX
+    locks[f'.lock-{task[0]}-of-{task[1]}'] = False
   with contextlib.ExitStack() as stack:
-    for name, kind in locks.items():
+    for name, shared in locks.items():
       with write.writing(out):
         os.makedirs(out, exist_ok=True)
-        f = stack.enter_context(open(os.path.join(out, name), 'w', encoding='utf-8'))
-      try:
-        fcntl.flock(f, kind | fcntl.LOCK_NB)
-      except BlockingIOError as e:
-        raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+        try:
+          stack.enter_context(locked(os.path.join(out, name), shared=shared))
+        except BlockingIOError as e:
+          raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
     yield out

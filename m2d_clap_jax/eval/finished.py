@@ -26,7 +26,7 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   if not init:
-    raise UserError('config.init is empty: name the model, a run, portable folder, .pth or .safetensors')
+    raise UserError('config.init is empty: name the model, a run, portable folder, .pth, .safetensors or released name')
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
   if job == 'linear':
