@@ -9,6 +9,7 @@ import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax.demo import corpus
+from tests import launched
 from tests.command_helpers import run
 from tests.test_pretrain import ENVIRONMENT, ROOT
 
@@ -23,9 +24,8 @@ def here(tmp_path_factory):
                       instruments=['flute', 'violin', 'trumpet', 'church organ'])
   assert run('prepare', f'--manifest={audio}/manifest.csv', f'--audio_root={audio}', f'--out={root}/records',
              '--text_encoder=minilm') == 0
-  subprocess.run([sys.executable, 'main.py', '--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo',
-                  '--config.data.demo=False', f'--config.data.folder={root}/records', '--config.batch_size=16',
-                  '--config.steps=8'], cwd=ROOT, env=ENVIRONMENT, check=True)
+  launched.run('--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo', '--config.data.demo=False',
+               f'--config.data.folder={root}/records', '--config.batch_size=16', '--config.steps=8', env=ENVIRONMENT)
 
   class Here:
     folder = root / 'runs' / 'demo'
