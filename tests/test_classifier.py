@@ -48,7 +48,7 @@ def test_logits_are_of_the_encoders_mean_features(flat):
 
 
 def test_batch_norm_is_torchs():
-  torch = pytest.importorskip('torch')
+  import torch
   norm, theirs = BatchNorm(), torch.nn.BatchNorm1d(7, affine=False)
   variables = norm.init(jax.random.key(0), np.zeros((2, 7), np.float32), True)
   for _ in range(3):
@@ -84,7 +84,7 @@ def test_positions_are_cut_for_short_inputs_and_stretched_for_long_ones():
   long = position_table(NETWORK, 11, own)
   assert long.shape == (1, 56, 32)
   np.testing.assert_array_equal(long[:, 0], own[:, 0])
-  torch = pytest.importorskip('torch')
+  import torch
   theirs = torch.nn.functional.interpolate(torch.tensor(own[:, 1:].reshape(1, 5, 6, 32)).permute(0, 3, 1, 2), (5, 11),
                                            mode='bicubic').permute(0, 2, 3, 1)
   np.testing.assert_allclose(long[0, 1:].reshape(5, 11, 32), theirs[0], atol=1e-5)

@@ -67,7 +67,6 @@ def test_info_tells_people_and_programs_the_same(complete, model, capsys):
 
 
 def test_portable_to_pth_and_back_is_the_same_model_in_every_tensor(model, tmp_path, capsys):
-  pytest.importorskip('torch')
   overrides = ['--heads', 3, '--text_encoder', 'minilm']
   assert run('convert', model, tmp_path / 'pth', '--to', 'pth') == 0
   path, = (tmp_path / 'pth').glob('m2d_clap_vit_w96-80x96p16x16-*/checkpoint-0.pth')

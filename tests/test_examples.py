@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import jupytext
+import nbformat
 import numpy as np
 import pytest
 
@@ -75,7 +77,6 @@ def test_inside_draws_mask_attention_and_frames(here):
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
 def test_an_example_opens_as_a_notebook_and_says_how_it_is_used(path):
-  jupytext, nbformat = pytest.importorskip('jupytext'), pytest.importorskip('nbformat')
   notebook = jupytext.read(path)
   nbformat.validate(notebook)
   assert {cell.cell_type for cell in notebook.cells} == {'code', 'markdown'}

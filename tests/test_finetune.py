@@ -92,7 +92,6 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   truth = [model.classes.index(list(CLASSES)[i % 3]) for i in range(60, 78)]
   reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
   assert np.mean(logits.argmax(axis=1) == truth) == reported
-  pytest.importorskip('torch')
   path = public.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 

@@ -187,7 +187,7 @@ def tpu(tmp_path):
     environment = {'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}', 'LOG': str(log), 'TPU': str(tmp_path / 'tpu'),
                    'SUCCEEDS': str(succeeds), 'THEN': then}
     result = subprocess.run(['bash', str(repository / 'launch' / 'tpu.sh'), *options], env=environment, text=True,
-                            capture_output=True, timeout=60)
+                            capture_output=True)
     return result.returncode, result.stderr, [line for line in log.read_text().splitlines() if 'describe' not in line]
   return run
 

@@ -109,7 +109,7 @@ def test_training_without_captions_and_by_pixels(data, tmp_path):
     assert 'loss_clap' not in losses(tmp_path / name)[2]
 
 
-def wait_for(process, reached, timeout=180):
+def wait_for(process, reached, timeout=600):
   deadline = time.monotonic() + timeout
   while process.poll() is None and not reached():
     assert time.monotonic() < deadline, 'the run does not get on'

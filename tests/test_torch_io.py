@@ -154,7 +154,7 @@ def test_released_shapes_are_recognised(tmp_path, folder, patch, columns, rate, 
     lambda t: {'model': {f'module.ar.runtime.backbone.{name}': value for name, value in t.items()}},
 ], ids=['model', 'bare', 'state_dict', 'backbone', 'runtime'])
 def test_pth_files_are_read_in_every_wrapping(tmp_path, wrap):
-  torch = pytest.importorskip('torch')
+  import torch
   tensors = complete('clap_tiny')
   path = tmp_path / FOLDER / 'checkpoint-300.pth'
   path.parent.mkdir()
@@ -206,7 +206,7 @@ def test_a_folder_name_that_contradicts_the_patches_is_an_error(tmp_path):
 def test_files_that_are_no_checkpoints_give_one_line(tmp_path, suffix, content, message):
   path = tmp_path / f'model{suffix}'
   if suffix == '.pth':
-    torch = pytest.importorskip('torch')
+    import torch
     torch.save({'a': torch.zeros(1000)}, path)
   else:
     save_file({'a': np.zeros(1000, np.float32)}, path)
@@ -217,7 +217,7 @@ def test_files_that_are_no_checkpoints_give_one_line(tmp_path, suffix, content, 
 
 
 def test_nothing_in_a_pth_file_is_executed(tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
   path = tmp_path / 'evil.pth'
   torch.save({'model': _Evil(str(tmp_path / 'was_here'))}, path)
   with pytest.raises(UserError, match='not opened, because other objects can run code'):
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_something_else_says_so(tmp_path):
 
 
 def test_the_pth_that_is_written_loads_strictly_into_a_torch_module_of_the_public_names(tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
   loaded = weights.read(saved(tmp_path, complete('clap_tiny')), **TINY)
   path = public.save_pth(loaded, tmp_path / 'out', 300)
   assert path.parent.name.startswith('m2d_clap_vit_w96-80x96p16x16-') and path.name == 'checkpoint-300.pth'
