@@ -4,6 +4,9 @@ import os
 import shutil
 import tempfile
 
+import filelock
+import pytest
+
 # Tests compile far more than they compute: no optimization, and no fusion emitters (a third of the compilation time
 # without them).
 COMPILE_FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
@@ -27,6 +30,20 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # a worker has all of this from the
 LONGEST = ['test_processes', 'test_pretrain', 'test_benchmarks', 'test_readme', 'test_api', 'test_finetune',
            'test_eval_run', 'test_faults', 'test_examples', 'test_compiled_program', 'test_remote', 'test_sharding',
            'test_commands_models', 'test_step', 'test_page', 'test_beam']
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+  """-> data folder of 40 clips of 0.5 s with embeddings of width 8, prepared once for all workers. Leave it as it is."""
+  from m2d_clap_jax.data.prepare import prepare
+  from tests.prepare_helpers import FakeEncoder, corpus
+  root = tmp_path_factory.getbasetemp()
+  root = (root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root) / 'shared'
+  with filelock.FileLock(f'{root}.lock'):
+    if not (root / 'records').exists():
+      manifest = corpus(root / 'audio', 40, seconds=0.5)
+      prepare(manifest, root / 'audio', root / 'records', text_encoder=FakeEncoder(), workers=2)
+  return root / 'records'
 
 
 def pytest_collection_modifyitems(items):

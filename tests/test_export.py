@@ -12,7 +12,7 @@ from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import portable, public
 from tests import reference
-from tests.test_pretrain import data, one_device, tiny_config  # noqa: F401
+from tests.test_pretrain import one_device, tiny_config  # noqa: F401
 from tests.test_torch_io import torch_module
 
 # Of the golden list of names and shapes; the captions of the test data are 8 wide, hence one more projector.

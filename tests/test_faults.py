@@ -13,7 +13,7 @@ from m2d_clap_jax.train import faults, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters
 from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, data, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
 
 def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811

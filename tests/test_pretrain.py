@@ -21,20 +21,11 @@ from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from tests import launched
 from tests.conftest import COMPILE_FAST
-from tests.prepare_helpers import FakeEncoder, corpus, noise, write_manifest
+from tests.prepare_helpers import noise, write_manifest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {'width': 32, 'depth': 1, 'heads': 2, 'predictor_width': 16, 'predictor_depth': 1, 'predictor_heads': 2,
         'input_size': (80, 32), 'text_width': 8}
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  """40 clips of 0.5 s with embeddings of width 8."""
-  folder = tmp_path_factory.mktemp('data')
-  manifest = corpus(folder / 'audio', 40, seconds=0.5)
-  prepare(manifest, folder / 'audio', folder / 'records', text_encoder=FakeEncoder(), workers=2)
-  return folder / 'records'
 
 
 @pytest.fixture(autouse=True)

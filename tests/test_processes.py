@@ -13,7 +13,7 @@ from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
 from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, data, flags, losses, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
 # order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
