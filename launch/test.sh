@@ -31,7 +31,7 @@ check ruff .venv/bin/python -m ruff check .
 check shellcheck .venv/bin/shellcheck -x launch/*.sh .ci/run
 check mypy .venv/bin/python -m mypy --cache-dir .venv/cache/mypy
 check documentation documentation
-# Two workers, each of which takes whole files; JAX and TensorFlow in one thread each leave the other's core alone.
+# Two workers, each of which takes whole files.
 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=10 || failed+=(tests)
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2
