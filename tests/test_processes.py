@@ -2,7 +2,6 @@
 import collections
 import signal
 import socket
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
+from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
 # order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
@@ -32,9 +32,7 @@ def start(config, workdir, count):
   """The run as `count` processes that find each other by hand (one: without that)."""
   address = f'--coordinator=localhost:{free_port()}'
   joined = [[address, f'--process={i}/{count}'] if count > 1 else [] for i in range(count)]
-  return [subprocess.Popen(command(*flags(config), f'--workdir={workdir}', *options), cwd=ROOT, env=ENV,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-          for options in joined]
+  return [launched.Main(*flags(config), f'--workdir={workdir}', *options, env=ENV) for options in joined]
 
 
 def finish(processes, expected=0):
@@ -103,8 +101,7 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(config, alone, tmp_path):
     (['--distributed'], 'tells of no pod or cluster')])
 def test_mistakes_in_joining_are_one_line(options, words, config, tmp_path):
   env = {key: value for key, value in ENV.items() if not key.startswith(('SLURM', 'OMPI', 'JOB_'))}
-  result = subprocess.run(command(*flags(config), f'--workdir={tmp_path}', *options), cwd=ROOT, env=env,
-                          capture_output=True, text=True)
+  result = launched.run(*flags(config), f'--workdir={tmp_path}', *options, env=env, check=False)
   assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr
 
 
