@@ -1,10 +1,13 @@
 """Machines that go away, checkpoints and shards that break, and inputs that stall."""
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import time
 
+import jax
+import orbax.checkpoint as ocp
 import pytest
 
 from m2d_clap_jax.data.prepare import prepare
@@ -51,12 +54,20 @@ def empty(folder):
       path.write_bytes(b'')
 
 
+def overwrite(folder):
+  """Zeros in the middle of the largest file, which holds compressed arrays."""
+  path = max((path for path in (folder / 'state').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2:len(data) // 2 + 8192] = bytes(8192)
+  path.write_bytes(data)
+
+
 def without_meta(folder):
   for path in (folder / 'meta').iterdir():
     path.unlink()
 
 
-@pytest.mark.parametrize('damage', [truncate, empty, without_meta])
+@pytest.mark.parametrize('damage', [truncate, empty, overwrite, without_meta])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, data, tmp_path, capsys):  # noqa: F811
   config = tiny_config(data, steps=6, log_every=1, save_every=2, statistics_every=6, evals_every=6)
   pretrain.run(config, tmp_path)
@@ -80,7 +91,7 @@ def test_when_all_checkpoints_are_damaged_the_run_says_so(data, tmp_path):  # no
 def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(data, tmp_path, capsys):  # noqa: F811
   config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
   pretrain.run(config, tmp_path / 'whole')
-  for damage in (truncate, empty, without_meta):
+  for damage in (truncate, empty, overwrite, without_meta):
     run = tmp_path / damage.__name__
     shutil.copytree(tmp_path / 'whole', run)
     older, newest = (run / 'checkpoints' / step for step in '24')
@@ -91,6 +102,28 @@ def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(da
     with pytest.raises(UserError, match=f'{older.parent}: none of its 2 checkpoints can be read'):
       read_parameters(run)
     assert older.exists() and newest.exists() and not (run / DAMAGED).exists()
+
+
+PASSING = [MemoryError(), OSError(5, 'Input/output error'), PermissionError(13, 'Permission denied'),
+           jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.'),
+           ValueError('UNAVAILABLE: Error reading "params.a/0": the store is away')]
+
+
+def test_a_passing_error_at_restore_ends_the_run_with_its_reason_and_touches_nothing(data, tmp_path, monkeypatch):  # noqa: F811
+  config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
+  pretrain.run(config, tmp_path)
+  for error in PASSING:
+    def fail(*args, error=error, **kwargs):
+      raise error
+    refused = f'checkpoints/4: cannot be read .{re.escape(str(error) or type(error).__name__)}.: nothing was changed'
+    with monkeypatch.context() as patch:
+      patch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
+      with pytest.raises(UserError, match=refused):
+        pretrain.run(config, tmp_path)
+      patch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
+      with pytest.raises(UserError, match=refused):
+        read_parameters(tmp_path)
+  assert not (tmp_path / DAMAGED).exists() and Checkpoints(tmp_path).latest() == read_parameters(tmp_path)[0] == 4
 
 
 @pytest.fixture

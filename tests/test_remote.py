@@ -245,7 +245,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
   saved.wait()
   for what in ('/refused/checkpoints/3/state', '/refused/checkpoints/3/state/manifest'):  # by gcsfs, by TensorStore
     monkeypatch.setattr(server.bucket, 'broken', what)
-    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: the store does not give it'):
+    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: cannot be read'):
       saved.restore(state)
   monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/d/')  # TensorStore's, once all has begun
   with pytest.raises(UserError, match='gs://bucket/refused/checkpoints: the checkpoint of .* could not be written'):

@@ -144,6 +144,20 @@ def test_contrastive_gradient_is_that_of_the_whole_batch_not_the_shrunk_one_of_g
   np.testing.assert_allclose(whole, 4 * ranks, atol=1e-7)
 
 
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_contrastive_products_are_of_highest_precision_in_the_program_of_the_step(dtype, devices):
+  model, state, batch, _ = setup(batch_size=24, dtype=dtype)
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  state, batch = jax.device_put(state, sharding.replicated(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
+  step = functools.partial(pretrain_step, model=model, tx=make_optimizer(SCHEDULE), ema_schedule=linear_ramp(0.9, 0.99, 10))
+  products = [line for line in jax.jit(step).lower(state, batch).as_text().splitlines()
+              if 'dot_general' in line and '24x24x' in line]  # 24 x 24 are the logits: nothing else has these sizes
+  assert len(products) == 3  # logits, and the gradients of both sides
+  for line in products:
+    assert 'precision = [HIGHEST, HIGHEST]' in line and 'bf16' not in line, line
+
+
 def test_accumulation_in_parts_changes_neither_losses_nor_gradients():
   model, state, batch, _ = setup(batch_size=16)
   mask = mask_of(model, 16)
