@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import jax
@@ -57,9 +58,9 @@ def empty(folder):
 def overwrite(folder):
   """Zeros in the middle of the largest file, which holds compressed arrays."""
   path = max((path for path in (folder / 'state').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2:len(data) // 2 + 8192] = bytes(8192)
-  path.write_bytes(data)
+  stored = bytearray(path.read_bytes())
+  stored[len(stored) // 2:len(stored) // 2 + 8192] = bytes(8192)
+  path.write_bytes(stored)
 
 
 def without_meta(folder):
@@ -150,14 +151,19 @@ def test_a_truncated_shard_is_fatal_by_default_and_skipped_by_choice(damaged, tm
     pretrain.run(config, tmp_path / 'other')
 
 
-def test_a_signal_between_two_trainings_of_a_process_ends_the_next_once():
-  before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_is_noticed_inside_the_guards_only_and_the_old_handler_comes_back_after_an_error():
+  received = []
+  before = signal.signal(signal.SIGTERM, lambda *_: received.append('old'))
   try:
-    first = faults.Preemption()
-    assert not first.reached()
-    signal.raise_signal(signal.SIGTERM)  # while results are written, or the next is being compiled
-    second = faults.Preemption()
-    assert second.reached() and not faults.Preemption().reached()
+    with pytest.raises(UserError), faults.guards(60) as guards:
+      assert not guards.preemption.reached()
+      signal.raise_signal(signal.SIGTERM)  # while a checkpoint is restored, or something is being compiled
+      assert guards.preemption.reached() and not received
+      raise UserError('no such data')
+    signal.raise_signal(signal.SIGTERM)
+    assert received == ['old']
+    with faults.guards(60) as guards:
+      assert not guards.preemption.reached()
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -173,15 +179,30 @@ def test_data_of_which_nothing_can_be_read_is_an_error(damaged, tmp_path):
 
 def test_the_watchdog_ends_what_does_not_move_and_leaves_the_rest_alone(capsys):
   codes = []
-  quiet = faults.Watchdog(0.2, codes.append)
-  quiet.beat('step 7')
-  time.sleep(0.6)
-  quiet.close()
+  with faults.Watchdog(0.2, codes.append) as watchdog:
+    watchdog.beat('step 7')
+    time.sleep(0.8)
   assert codes == [faults.EXIT_STALLED]
   assert 'nothing has moved for 0 s (config.stall_seconds) since step 7' in capsys.readouterr().err
-  lively = faults.Watchdog(0.4, codes.append)
-  for i in range(8):
-    time.sleep(0.1)
-    lively.beat(f'step {i}')
-  lively.close()
+  with faults.Watchdog(0.4, codes.append) as watchdog:
+    watchdog.rest()  # scores are being computed
+    time.sleep(0.8)
+    watchdog.beat('an evaluation')
+  with faults.Watchdog(0, codes.append):
+    time.sleep(0.2)
   assert len(codes) == 1
+  with pytest.raises(UserError, match='config.stall_seconds=-1: must be 0 .never. or more'):
+    faults.Watchdog(-1)
+
+
+def test_no_watchdog_outlives_an_error_and_opening_the_data_is_watched(data, tmp_path, monkeypatch):  # noqa: F811
+  watched = []
+
+  def refuse(*args, **kwargs):
+    watched.extend(thread.name for thread in threading.enumerate())
+    raise UserError('no such data')
+  monkeypatch.setattr(pretrain, 'Folder', refuse)
+  with pytest.raises(UserError, match='no such data'):
+    pretrain.run(tiny_config(data), tmp_path)
+  assert 'watchdog' in watched
+  assert 'watchdog' not in [thread.name for thread in threading.enumerate()]

@@ -72,7 +72,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax import sharding
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
+from m2d_clap_jax.train.step import create_state
 from m2d_clap_jax.train.step import pretrain_step
 model = M2DCLAP(input_size=(80, 32), width=32, depth=1, heads=2, predictor_width=16, predictor_depth=1,
                 predictor_heads=2, text_width=8)

@@ -23,7 +23,7 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.train import finetune, pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.workdir import make_workdir
 from tests import test_finetune

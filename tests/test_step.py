@@ -11,8 +11,7 @@ from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import draw_mask, pretrain_loss, pretrain_step
+from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from tests import reference
 
 TINY = {**reference.TINY, 'depth': 1, 'predictor_depth': 1, 'text_width': 32}

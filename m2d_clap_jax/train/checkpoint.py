@@ -17,7 +17,6 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
 from m2d_clap_jax.quiet import quiet
-from m2d_clap_jax.train.state import TrainState
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
 # TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.
@@ -51,7 +50,7 @@ class Checkpoints:
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, meta: dict):
+  def save(self, state: Any, meta: dict):
     """Saves in the background; `meta` is JSON data. UserError when the disk refuses this or the previous save."""
     step = int(state.step)
     try:
@@ -60,7 +59,7 @@ class Checkpoints:
     except self._refusals as error:
       raise self._failed(step, error) from error
 
-  def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict]:
+  def restore(self, abstract_state: Any) -> tuple[Any, dict]:
     """Restores the newest usable checkpoint onto the shardings of `abstract_state` -> (state, its JSON data).
 
     One that is damaged is put aside with a note, and the one before is taken, in all processes of the run.
@@ -77,7 +76,7 @@ class Checkpoints:
     raise UserError(f'{self.folder}: every checkpoint is damaged (they are in {self.folder.parent / DAMAGED}); start '
                     'again with another --workdir')
 
-  def _read(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict]:
+  def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
     # By orbax's handlers, because its managers wait for all processes, which one that has failed never joins.
     place = self.folder / str(step)
     _check_complete(place)
@@ -192,8 +191,8 @@ def abstract(shapes, shardings):
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def tell_changes(before: dict, now: dict):
-  """Tells which settings a run was begun with differ from those that it goes on with; both are JSON data, or tuples."""
+def report_changes(before: dict, now: dict):
+  """Prints which settings a run was begun with differ from those that it continues with; both are JSON data, or tuples."""
   before, now = json.loads(json.dumps([before, now]))
   for key in sorted(set(before) | set(now)):
     if before.get(key) != now.get(key) and jax.process_index() == 0:

@@ -20,7 +20,7 @@ from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.tasks.decoded import Waves
 from m2d_clap_jax.tasks.metadata import Task
-from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
 from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
 from m2d_clap_jax.train.finetune_step import (
   Augmentation,
@@ -31,10 +31,9 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
   score,
 )
-from m2d_clap_jax.train.log import Progress, RunLog
+from m2d_clap_jax.train.log import Progress, RunLog, RunningMetrics
 from m2d_clap_jax.train.schedule import Schedule, warmup_cosine
 from m2d_clap_jax.train.start import merge
-from m2d_clap_jax.train.window import Window
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.portable import CONFIG
 from m2d_clap_jax.weights.run import classifier_weights
@@ -117,10 +116,10 @@ class Trial:
     state, meta = self._create_or_restore(saved, seed, tx, splits)
     step = first = int(state.step)
     log = RunLog(folder, step if continued else None, active=jax.process_index() == 0)
-    window = Window(settings['batch_size'], meta['window'], saved.latest)
+    window = RunningMetrics(settings['batch_size'], meta['window'], saved.latest)
     progress, best = Progress(first, total, log), meta['best']
     update = self._update(tx, state)
-    preemption, watchdog = Preemption(), Watchdog(settings['stall_seconds'])
+    preemption, watchdog = Preemption().__enter__(), Watchdog(settings['stall_seconds']).__enter__()
     tables = self._tables()
 
     recorded = [best]  # in the newest checkpoint
@@ -160,11 +159,11 @@ class Trial:
       if preemption.reached():
         save()
         saved.close()
-        log.close()
+        log.__exit__()
         raise Preempted(f'{folder} stopped after step {step} of {total}, which is saved: the same command continues')
-    watchdog.close()
+    watchdog.__exit__()
     saved.close()
-    log.close()
+    log.__exit__()
     return best
 
   def _evaluate(self, folder, log: RunLog, step: int, epoch: int, state: FinetuneState, clips, where: str, best: dict):
@@ -227,7 +226,7 @@ class Trial:
     shardings = sharding.of_state(shapes, self.mesh)
     if saved.latest() is not None:
       state, meta = saved.restore(abstract(shapes, shardings))
-      tell_changes(meta['settings'], self.settings)
+      report_changes(meta['settings'], self.settings)
       return state, meta
     state = jax.jit(create, out_shardings=shardings)()
     if self.weights:
