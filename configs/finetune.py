@@ -28,7 +28,7 @@ def base(task):
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
       'seconds': placeholder(float),  # length of a clip; None: the task's
       'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
-      'cache': '',  # where decoded recordings are kept, 2 bytes a sample; empty: in the workdir
+      'cache': '',  # where decoded recordings (of each at most 5 minutes) are kept, 2 bytes a sample; empty: in the workdir
       'sample_rate': 16000,  # Hz, where init is empty; else the model's
   })
   # Where init is given only norm_stats, dtype, remat and scan count; the rest is as in the model.
@@ -36,14 +36,17 @@ def base(task):
       **{key: SIZES['base'][key] for key in ('width', 'depth', 'heads')},
       'patch_size': (16, 16),
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: the model's, or the data's
-      'dtype': 'bfloat16',
+      'dtype': 'float32',  # or 'bfloat16', of the matrix products
       'remat': False,
       'scan': False,
   })
+  # What becomes of frames that fill no patch at the end: 'drop', or 'pad' fills the patch up with the mean.
+  config.last_patch = 'drop'
   # What the classifier starts from: 'random' (the paper), or 'linear', the layer that linear evaluation of `init` finds:
   # training then starts from that score (linear probing then fine-tuning, Kumar et al., ICLR 2022).
   config.head = 'random'
   config.freeze_patch_embed = False
+  # By step: a line from 0 to the peak over the warm-up; elsewhere half a cosine over all epochs, from the peak to `end`.
   config.schedule = ConfigDict({'learning_rate': 0.5, 'warmup_epochs': 5.0, 'end': 1e-7})
   # sgd, lars, lars_as_run (EVAR's LARS adapts only where weight decay is not 0, and it is 0: the same as sgd), or
   # adamw_amsgrad. Of the options those that the optimizer has can be given; None: train/optim.py's default.
@@ -51,7 +54,7 @@ def base(task):
       'momentum', 'weight_decay', 'trust_coefficient', 'b1', 'b2')}})
   config.augmentation = ConfigDict({
       'mixup': 0.3,  # a of Beta(a, a); 0: none
-      'mixup_on': 'waves',  # or 'logmel', before it is standardised
+      'mixup_on': 'waves',  # or 'logmel', before it is standardised; short clips are then padded with log-mels of 0
       'spec_frequency': 30,  # widest masks, in mel bins and frames
       'spec_time': 192,
       'resize_crop': True,
@@ -95,6 +98,7 @@ def spcv2():
   config = base('spcv2')
   config.batch_size = 128
   config.augmentation.spec_time = 48
+  config.last_patch = 'pad'  # 101 frames, 7 columns
   return config
 
 
@@ -110,7 +114,8 @@ def vc1():
 def small():
   config = base('mine')
   config.data.seconds = 2.07  # 208 frames, what pretrain.py:small_2s is trained on
-  config.model.update({'width': 192, 'depth': 6, 'heads': 3, 'dtype': 'float32'})
+  config.model.update({'width': 192, 'depth': 6, 'heads': 3})
+  config.last_patch = 'pad'  # so that clips of any length are used whole
   config.epochs = 20
   config.schedule.update({'learning_rate': 5e-4, 'warmup_epochs': 2.0})
   config.optim.name = 'adamw_amsgrad'

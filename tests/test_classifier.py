@@ -63,7 +63,7 @@ def test_batch_norm_is_torchs():
 
 def test_patches_that_are_left_out_do_not_matter():
   model, variables = made(flat=True)
-  keep = structured_patchout(jax.random.key(1), 6, (5, 6), 0.5)
+  keep = structured_patchout(jax.random.key(1), 6, (5, 6), (1, 2))
   seen = np.zeros((6, 30), bool)
   np.put_along_axis(seen, np.asarray(keep), True, axis=1)
   pixels = np.kron(seen.reshape(6, 5, 6), np.ones((16, 16), bool))
@@ -77,17 +77,24 @@ def test_patches_that_are_left_out_do_not_matter():
     made()[0].apply(made()[1], LOGMEL, keep)
 
 
-def test_positions_are_cut_for_short_inputs_and_stretched_for_long_ones():
+def test_positions_are_cut_for_short_inputs():
   np.testing.assert_array_equal(position_table(NETWORK, 4)[0], sincos_2d(32, (5, 4)))
   np.testing.assert_array_equal(position_table(NETWORK, 6)[0], sincos_2d(32, (5, 6)))
-  own = DRAW.standard_normal((1, 31, 32)).astype(np.float32)
-  long = position_table(NETWORK, 11, own)
-  assert long.shape == (1, 56, 32)
-  np.testing.assert_array_equal(long[:, 0], own[:, 0])
+
+
+@pytest.mark.parametrize('columns', [51, 62])
+def test_positions_are_stretched_as_timm_stretches_them(columns):
   torch = pytest.importorskip('torch')
-  theirs = torch.nn.functional.interpolate(torch.tensor(own[:, 1:].reshape(1, 5, 6, 32)).permute(0, 3, 1, 2), (5, 11),
-                                           mode='bicubic').permute(0, 2, 3, 1)
-  np.testing.assert_allclose(long[0, 1:].reshape(5, 11, 32), theirs[0], atol=1e-5)
+  own = DRAW.standard_normal((1, 191, 32)).astype(np.float32)
+  long = position_table(NETWORK.clone(input_size=(80, 608)), columns, own)
+  assert long.shape == (1, 1 + 5 * columns, 32)
+  np.testing.assert_array_equal(long[:, 0], own[:, 0])
+  patches = torch.tensor(own[:, 1:].reshape(1, 5, 38, 32)).permute(0, 3, 1, 2)
+  smooth, rough = (torch.nn.functional.interpolate(patches, (5, columns), mode='bicubic', align_corners=False,
+                                                   antialias=on)[0].permute(1, 2, 0).numpy() for on in (True, False))
+  found = long[0, 1:].reshape(5, columns, 32)
+  np.testing.assert_allclose(found, smooth, atol=1e-5)
+  assert np.abs(found - rough).max() > 0.05  # torch has another kernel without antialiasing
 
 
 def test_a_table_is_used_where_there_is_one():

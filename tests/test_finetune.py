@@ -153,6 +153,15 @@ def test_a_linear_head_starts_with_the_score_of_linear_evaluation(run, data, tmp
       finetune.run(tiny_config(data, **{'head': 'linear', **changes}), str(tmp_path / 'other'))
 
 
+def test_recordings_are_kept_whole_but_for_test_clips(data, tmp_path):
+  found, rate = finetune.open_data(tmp_path, 'mine', None, root=str(data), seconds=0.3)
+  assert rate == RATE and found.waves.samples == 4800
+  for clip in found.task.clips:
+    assert found.waves.lengths[found.places[clip.file]] == (4800 if clip.split == 'test' else 8000)
+  folds = tones(tmp_path / 'folds', [(f'{i}.wav', [list(CLASSES)[i % 3]], 'fold', 1 + i % 2) for i in range(12)])
+  assert set(finetune.open_data(tmp_path, 'mine', None, root=str(folds), seconds=0.3)[0].waves.lengths) == {8000}
+
+
 def flags(config, plain):
   flat, known = ({f'{name}.{key}' if isinstance(value, dict) else name: each
                   for name, value in tree.to_dict().items()
@@ -163,6 +172,8 @@ def flags(config, plain):
 
 def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
   config = tiny_config(data, epochs=16, save_every=2, log_every=5)
+  config.data.seconds = 0.4  # of 0.5: crops are drawn
+  config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   command = [sys.executable, 'main.py', *options]
@@ -189,6 +200,8 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
     ({'optim.name': 'sdg'}, ['sdg', 'adamw_amsgrad']),
     ({'optim.momentum': 0.9}, ['config.optim.momentum']),
     ({'augmentation.mixup_on': 'spectrum'}, ['mixup_on', 'waves']),
+    ({'last_patch': 'cut'}, ['last_patch', 'drop']),
+    ({'last_patch': 'drop', 'data.seconds': 0.1}, ["last_patch='drop'", '11 frames']),
     ({'augmentation.patchout': 1.0}, ['patchout=1.0']),
     ({'sampling.per_epoch': 7}, ['per_epoch=7', 'weighted']),
     ({'epochs': 0}, ['config.epochs=0']),
@@ -213,4 +226,5 @@ def test_variants_are_the_papers_table():
   assert rows['esc50'] == ('sgd', 0.5, 128, 200, 5, 0.0, 15, 48, 0.5, True, True, 3)
   assert rows['spcv2'] == ('sgd', 0.5, 128, 200, 5, 0.3, 30, 48, 0.5, True, False, 3)
   assert rows['vc1'] == ('adamw_amsgrad', 5e-4, 64, 50, 5, 0.0, 30, 48, 0.0, False, False, 3)
+  assert {name for name, c in table.items() if c.last_patch == 'drop'} == {'as2m', 'as20k', 'esc50', 'vc1'}
   assert table['as2m'].sampling.per_epoch == 200_000 and table['as2m'].augmentation.mixup_on == 'logmel'

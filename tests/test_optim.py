@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.schedule import warmup_cosine
+from m2d_clap_jax.train.schedule import cosine_behind_warmup, warmup_cosine
 
 STEPS = 12
 DRAW = np.random.default_rng(0)
@@ -98,3 +98,14 @@ def test_the_rate_warms_up_from_zero_and_ends_where_told():
   schedule = warmup_cosine(2.0, 10, 110, end=1e-7)
   np.testing.assert_allclose([schedule(i) for i in (0, 5, 10, 60, 110)], [0, 1, 2, 1 + 5e-8, 1e-7], rtol=1e-5)
   assert float(warmup_cosine(2.0, 10, 110)(110)) == 0
+
+
+@pytest.mark.parametrize('epochs, warmup, after', [(70, 15, 0.891), (200, 5, 0.998), (50, 5, 0.976)])
+def test_the_rate_of_fine_tuning_drops_to_the_cosine_of_all_epochs_where_the_warm_up_ends(epochs, warmup, after):
+  peak, per_epoch = 0.5, 40
+  schedule = cosine_behind_warmup(peak, warmup * per_epoch, epochs * per_epoch, end=1e-7)
+  assert float(schedule(0)) == 0 and float(schedule(warmup * per_epoch / 2)) == pytest.approx(peak / 2)
+  assert float(schedule(warmup * per_epoch - 1)) == pytest.approx(peak * (1 - 1 / (warmup * per_epoch)))
+  assert float(schedule(warmup * per_epoch)) == pytest.approx(after * peak, abs=5e-4 * peak)
+  assert float(schedule(epochs * per_epoch / 2)) == pytest.approx((peak + 1e-7) / 2)
+  assert float(schedule(epochs * per_epoch)) == pytest.approx(1e-7)

@@ -1,4 +1,5 @@
-"""Which clips make up the batches of a fine-tuning run: a pure function of (seed, step)."""
+"""Which clips make up the batches of a fine-tuning run, and what is drawn for them on the host: pure functions of (seed,
+step) or (seed, epoch), the same in every process."""
 import functools
 
 import numpy as np
@@ -52,3 +53,16 @@ class Epochs:
     """Clip numbers int [B] of batch `step`, counted over all epochs."""
     epoch, place = divmod(step, self.steps)
     return self._order(epoch)[place * self._batch_size:(place + 1) * self._batch_size]
+
+  def crops(self, step: int) -> np.ndarray:
+    """Uniform numbers [B]: where the clips of batch `step` are cropped, anew each time that a clip comes."""
+    return np.random.default_rng([self._seed, 1, step]).random(self._batch_size)
+
+  def patchout(self, step: int) -> float:
+    """The uniform number that the counts of structured patchout are drawn with, once a step."""
+    return np.random.default_rng([self._seed, 2, step]).random()
+
+
+def validation_crops(num_clips: int, seed: int, epoch: int) -> np.ndarray:
+  """Uniform numbers [num_clips]: where validation clips are cropped after `epoch`."""
+  return np.random.default_rng([seed, 3, epoch]).random(num_clips)

@@ -59,7 +59,7 @@ class Classifier(nn.Module):
     self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
 
   def __call__(self, logmel: jax.Array, keep: jax.Array | None = None, train: bool = False) -> jax.Array:
-    """Standardised log-mels [B, F, T], T whole patches -> logits [B, C], float32.
+    """Standardised log-mels [B, F, T] -> logits [B, C], float32; frames beyond the last whole patch are dropped.
 
     keep: int [B, K], patches that the encoder sees (structured patchout); None: all.
     train: normalise by the batch and update the running statistics, which must be mutable then.
@@ -81,7 +81,8 @@ def position_table(network: M2DCLAP, columns: int, table: np.ndarray | None = No
   """The position table of a pre-trained model, for inputs of another length -> [1, 1 + rows * columns, D].
 
   Cut where the input is shorter; stretched in time by bicubic interpolation where it is longer, so that no position is
-  beyond those that the encoder has learned.
+  beyond those that the encoder has learned. The interpolation is timm's, torch's with antialias=True: also where a table
+  grows it is another one than without, of Keys' kernel with a = -0.5 instead of -0.75.
 
   Args:
     columns: patches of the new input along time.
@@ -94,5 +95,5 @@ def position_table(network: M2DCLAP, columns: int, table: np.ndarray | None = No
     patches = patches[:, :columns]
   else:
     with jax.default_matmul_precision('highest'):
-      patches = np.asarray(jax.image.resize(patches, (rows, columns, network.width), 'cubic-pytorch', antialias=False))
+      patches = np.asarray(jax.image.resize(patches, (rows, columns, network.width), 'cubic'))
   return np.concatenate([table[:, :1], patches.reshape(1, rows * columns, -1)], axis=1)

@@ -1,9 +1,7 @@
-"""Augmentation on the device, inside the jitted step: pure functions of a key, with shapes that never change.
+"""Augmentation on the device, inside the jitted step: pure functions of a key.
 
 Alphabet: B batch, C classes, F mel bins, T frames, N patches, K patches kept.
 """
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -30,24 +28,24 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> tup
 
 
 def spec_augment(key: jax.Array, x: jax.Array, frequency: int, time: int) -> jax.Array:
-  """Sets one band of bins and one span of frames of each sample to 0 (arXiv 1904.08779, one mask an axis).
+  """Sets one band of bins and one span of frames to 0, the same ones in the whole batch (arXiv 1904.08779).
 
   Args:
     x: [B, F, T] standardised log-mels, whose mean is 0.
     frequency, time: widths are uniform from 0 to these, in bins and frames; where the mask lies is uniform, too.
   """
   keys = jax.random.split(key)
-  bins = _span(keys[0], len(x), x.shape[1], frequency)
-  frames = _span(keys[1], len(x), x.shape[2], time)
-  return jnp.where(bins[:, :, None] | frames[:, None, :], 0, x)
+  bins = _span(keys[0], x.shape[1], frequency)
+  frames = _span(keys[1], x.shape[2], time)
+  return jnp.where(bins[:, None] | frames, 0, x)
 
 
-def _span(key, batch: int, size: int, widest: int) -> jax.Array:
-  """bool [B, size], True within a random span of at most `widest`."""
-  draws = jax.random.uniform(key, (2, batch, 1))
+def _span(key, size: int, widest: int) -> jax.Array:
+  """bool [size], True within a random span of at most `widest`."""
+  draws = jax.random.uniform(key, 2)
   width = draws[0] * min(widest, size)
   start = jnp.floor(draws[1] * (size - width))
-  place = jnp.arange(size)[None]
+  place = jnp.arange(size)
   return (place >= start) & (place < start + jnp.floor(width))
 
 
@@ -105,22 +103,24 @@ def _cubic(x):
   return jnp.where(x <= 1, near, far)
 
 
-def patchout_counts(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
-  """(rows, columns) that structured patchout leaves of a grid, together about 1 - ratio of it.
+def patchout_counts(grid: tuple[int, int], ratio: float, u: float) -> tuple[int, int]:
+  """How many (rows, columns) of a grid structured patchout drops, at least one of each being left (EVAR).
 
-  Half of the ratio goes to the rows, rounded down as there are few: of 5 x 62 at 0.5, 4 rows and 39 columns stay.
+  Args:
+    u: uniform in [0, 1). Of 5 x 62 at 0.5 it picks one of 0/31, 1/19, 2/6 (probability 2/7 each) and 3/0 (1/7).
   """
-  rows = max(1, grid[0] - math.floor(grid[0] * ratio / 2))
-  return rows, min(grid[1], max(1, round(grid[0] * grid[1] * (1 - ratio) / rows)))
+  rows = min(grid[0] - 1, int(grid[0] * (ratio + 1 / grid[0]) * u))
+  columns = int(grid[1] * max(ratio + 0.5 / grid[1] - rows / grid[0], 0))
+  return rows, min(grid[1] - 1, columns)
 
 
-def structured_patchout(key: jax.Array, batch: int, grid: tuple[int, int], ratio: float) -> jax.Array:
-  """Drops whole frequency rows and time columns, other ones of each sample (after PaSST, arXiv 2110.05069).
+def structured_patchout(key: jax.Array, batch: int, grid: tuple[int, int], drop: tuple[int, int]) -> jax.Array:
+  """Drops `drop` whole (frequency rows, time columns), other ones of each sample (after PaSST, arXiv 2110.05069).
 
   Returns:
-    int [B, K]: which patches stay, ascending, numbered frequency-major; K is the same for the whole batch.
+    int [B, K]: which patches stay, ascending, numbered frequency-major.
   """
-  rows, columns = patchout_counts(grid, ratio)
+  rows, columns = grid[0] - drop[0], grid[1] - drop[1]
   keys = jax.random.split(key)
   row = _some(keys[0], batch, grid[0], rows)
   column = _some(keys[1], batch, grid[1], columns)

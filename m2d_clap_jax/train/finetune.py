@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax import sharding
-from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.audio import LogMel, decode
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
 from m2d_clap_jax.eval.linear_protocol import mean_and_interval
@@ -18,7 +18,7 @@ from m2d_clap_jax.models.classifier import Classifier, position_table
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.paths import is_remote, stamps
 from m2d_clap_jax.progress import Progress
-from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged, wave_of
+from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged
 from m2d_clap_jax.tasks.decoded import SCALE, Waves
 from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
@@ -29,6 +29,8 @@ from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.workdir import make_workdir
 
 HEADS = 'random', 'linear'
+LAST_PATCH = 'drop', 'pad'
+LONGEST = 300.0  # seconds kept of a recording: more than any of the paper's tasks has, and no day-long one fills the disk
 MEASURED = 1000  # clips that the statistics of the log-mels are taken from
 
 
@@ -46,9 +48,9 @@ def run(config, workdir: str):
 
 
 def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
-             batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool, augmentation: dict,
-             sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int,
-             save_every: int, evals_every: int):
+             last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
+             augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
+             log_every: int, save_every: int, evals_every: int):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
@@ -58,15 +60,16 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
   if head == 'linear' and not init:
     raise UserError("config.head='linear': is trained on a model's features: name the model as config.init, or take "
                     "'random'")
+  if last_patch not in LAST_PATCH:
+    raise UserError(f'config.last_patch={last_patch!r}: unknown; known: {", ".join(LAST_PATCH)}')
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
   workdir = make_workdir(workdir)
   weights = read(init) if init else None
-  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights', 'seed'))(
-      workdir, task, weights, seed)
+  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights'))(workdir, task, weights)
   opened = found.task
   augment = make_augmentation(augmentation)
-  inputs, classifier, table = make_classifier(model, found, rate, weights, flat=augment.patchout > 0)
+  inputs, classifier, table = make_classifier(model, found, rate, weights, augment, last_patch)
   devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
   sharding.check_batch(batch_size, devices)
   trial = Trial(task=opened, waves=found.waves, places=found.places, inputs=inputs, classifier=classifier, table=table,
@@ -97,12 +100,12 @@ def note(text: str):
     print(text, file=sys.stderr, flush=True)
 
 
-def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: str, csv: str | None = None,
+def open_data(workdir, task: str, weights: Weights | None, *, root: str, csv: str | None = None,
               seconds: float | None = None, damaged: str = 'fail', cache: str = '', sample_rate: int = 16000):
   """Opens the task and decodes its recordings -> (Data, rate in Hz).
 
-  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Clips of
-  another length are cut and padded as for linear evaluation.
+  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Test clips
+  are cut to the task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST.
   """
   opened = open_task(task, root, csv or None, seconds=seconds)
   check_classes(opened)
@@ -111,12 +114,12 @@ def open_data(workdir, task: str, weights: Weights | None, seed: int, *, root: s
   LogMel.for_rate(rate)  # refuses others
 
   def load(i: int) -> np.ndarray:
-    clip = opened.clips[i]
-    return wave_of(opened.path(clip), clip, opened.seconds, rate, seed)
+    return decode.load(opened.path(opened.clips[i]), rate, kept[i])[0]
+  kept = [opened.seconds if clip.split == 'test' else max(opened.seconds, LONGEST) for clip in opened.clips]
   progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
-  names = [f'{identity} {clip.split} {seed}' for clip, identity in zip(opened.clips, _identities(opened))]
+  names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
   waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                note=progress or (lambda done, total: None), part=(jax.process_index(), jax.process_count()))
+                tell=note, note=progress or (lambda done, total: None), part=(jax.process_index(), jax.process_count()))
   if progress:
     progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
@@ -147,7 +150,8 @@ def _identities(task: Task) -> list[str]:
   return [' '.join(map(str, (whole(clip), *about.get(clip.file, ())))) for clip in task.clips]
 
 
-def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, *, flat: bool):
+def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
+                    last_patch: str):
   """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
   of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
   bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
@@ -159,16 +163,19 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
   check_model(network)
   logmel = LogMel.for_rate(rate)
   stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))
-  inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size)
-  rows, columns = inputs.grid(data.waves.samples)
-  size = logmel.n_mels, columns * network.patch_size[1]
+  inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size, last_patch,
+                  zero_padded=augment.mixup_on == 'logmel')
+  size, (rows, columns) = inputs.size(data.waves.samples), inputs.grid(data.waves.samples)
+  if not columns:
+    raise UserError(f"config.last_patch='drop': clips of {data.task.seconds} s have {size[1]} frames, less than a patch of "
+                    f"{network.patch_size[1]}: take 'pad'")
   if not weights:
     network = network.clone(input_size=size)
   if network.grid[0] != rows:
     raise UserError(f'config.init: the model has {network.input_size[0]} mel bins where log-mels have {logmel.n_mels}')
   table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
   network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
-  return inputs, Classifier(network, len(data.task.classes), flat=flat), table
+  return inputs, Classifier(network, len(data.task.classes), flat=augment.patchout > 0), table
 
 
 def count_parameters(classifier: Classifier) -> int:
@@ -182,7 +189,7 @@ def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
   chosen = train[::max(1, len(train) // MEASURED)][:MEASURED]
   sums = np.zeros(3)
   for i in chosen:
-    values = logmel.numpy(data.waves[i].astype(np.float32) / SCALE).astype(np.float64)
+    values = logmel.numpy(data.waves.crops([i], [0.0])[0].astype(np.float32) / SCALE).astype(np.float64)
     sums += values.size, values.sum(), np.square(values).sum()
   mean = sums[1] / sums[0]
   return float(mean), math.sqrt(max(sums[2] / sums[0] - mean ** 2, 1e-12))

@@ -29,21 +29,46 @@ class FinetuneState:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """How waves become the classifier's input: log-mels, standardised by norm_stats, filled up to whole patches."""
+  """How waves become the classifier's input: log-mels, standardised by norm_stats.
+
+  last_patch: 'pad' fills the frames up to whole patches; 'drop' leaves out those that fill no patch.
+  zero_padded: beyond the end of a short clip its log-mel is 0 before it is standardised, instead of that of silence.
+  """
   logmel: LogMel
   norm_stats: tuple[float, float]
   patch: tuple[int, int]  # mel bins, frames
+  last_patch: str = 'pad'
+  zero_padded: bool = False
+
+  def size(self, samples: int) -> tuple[int, int]:
+    """(F, T) of the classifier's input for waves of so many samples."""
+    frames = self.logmel.num_frames(samples)
+    return self.logmel.n_mels, frames + (-frames % self.patch[1] if self.last_patch == 'pad' else 0)
 
   def grid(self, samples: int) -> tuple[int, int]:
-    """Patches along (frequency, time) of a clip of so many samples."""
-    return self.logmel.n_mels // self.patch[0], -(-self.logmel.num_frames(samples) // self.patch[1])
+    """Patches along (frequency, time) of waves of so many samples."""
+    bins, frames = self.size(samples)
+    return bins // self.patch[0], frames // self.patch[1]
+
+  def logmels(self, waves: jax.Array, lengths: jax.Array) -> jax.Array:
+    """int16 [B, S] of which `lengths` [B] samples are the clips', the rest silence -> log-mels [B, F, T]."""
+    x = waves.astype(jnp.float32) / SCALE
+    if not self.zero_padded:
+      return self.logmel.jax(x)
+    # The clip's own last frames first: beyond its end it continues by reflection, as the log-mel of it alone does.
+    place, last = jnp.arange(x.shape[1]), lengths[:, None] - 1
+    x = jnp.take_along_axis(x, jnp.clip(jnp.where(place <= last, place, 2 * last - place), 0), axis=1)
+    frames = self.logmel.num_frames(lengths)
+    out = self.logmel.jax(x)
+    return jnp.where(jnp.arange(out.shape[2]) < frames[:, None, None], out, 0)
 
   def standardised(self, logmel: jax.Array) -> jax.Array:
     return (logmel - self.norm_stats[0]) / self.norm_stats[1]
 
   def filled(self, x: jax.Array) -> jax.Array:
-    """Fills [B, F, T] up with 0, the mean, to whole patches, as inference does."""
-    return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.patch[1])))
+    """Fills [B, F, T] up with 0, the mean, to whole patches, as inference does, unless the rest is to be dropped."""
+    missing = -x.shape[2] % self.patch[1] if self.last_patch == 'pad' else 0
+    return jnp.pad(x, ((0, 0), (0, 0), (0, missing)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +82,13 @@ class Augmentation:
   resize_crop: bool = False
   patchout: float = 0.0
 
-  def __call__(self, key: jax.Array, waves: jax.Array, targets: jax.Array, inputs: Inputs):
-    """float [B, S] waves, [B, C] targets -> (input [B, F, T], targets, patches to keep int [B, K] or None)."""
+  def __call__(self, key: jax.Array, batch: dict, inputs: Inputs, drop: tuple[int, int]):
+    """batch as of `finetune_step` -> (input [B, F, T], targets [B, C], patches to keep int [B, K] or None)."""
     keys = jax.random.split(key, 4)
+    waves, targets = batch['waves'], batch['targets']
     if self.mixup and self.mixup_on == 'waves':
-      waves, targets = augment.mixup(keys[0], waves, targets, self.mixup)
-    x = inputs.logmel.jax(waves)
+      waves, targets = augment.mixup(keys[0], waves.astype(jnp.float32), targets, self.mixup)
+    x = inputs.logmels(waves, batch['lengths'])
     if self.mixup and self.mixup_on == 'logmel':
       x, targets = augment.mixup(keys[0], x, targets, self.mixup)
     x = inputs.standardised(x)
@@ -72,7 +98,7 @@ class Augmentation:
       x = augment.resize_crop(keys[2], x)
     keep = None
     if self.patchout:
-      keep = augment.structured_patchout(keys[3], len(x), inputs.grid(waves.shape[1]), self.patchout)
+      keep = augment.structured_patchout(keys[3], len(x), inputs.grid(waves.shape[1]), drop)
     return inputs.filled(x), targets, keep
 
 
@@ -94,34 +120,46 @@ def classification_loss(logits: jax.Array, targets: jax.Array, multi_label: bool
 
 
 def finetune_step(state: FinetuneState, batch, tables, *, model: Classifier, tx: optax.GradientTransformation,
-                  inputs: Inputs, augmentation: Augmentation, multi_label: bool, gather=None):
+                  inputs: Inputs, augmentation: Augmentation, multi_label: bool, drop: tuple[int, int] = (0, 0),
+                  gather=None):
   """One update -> (state, {'loss', 'grad_norm'}).
 
   Args:
-    batch: 'waves' int16 [B, S] and 'targets' float32 [B, C].
+    batch: 'waves' int16 [B, S], 'lengths' int [B], how many of their samples are no padding, and 'targets' float32
+      [B, C].
     tables: the classifier's variables 'tables'.
+    drop: how many rows and columns structured patchout leaves out; it decides shapes, so each pair is a program of its
+      own.
     gather: as in `step.pretrain_step`.
   """
   gather = gather or (lambda tree: tree)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-  waves = batch['waves'].astype(jnp.float32) / SCALE
-  x, targets, keep = augmentation(key, waves, batch['targets'], inputs)
+  x, targets, keep = augmentation(key, batch, inputs, drop)
 
   def loss(params):
     variables = {'params': gather(params), 'batch_stats': state.stats, 'tables': tables}
     logits, new = model.apply(variables, x, keep, True, mutable=['batch_stats'])
     return classification_loss(logits, targets, multi_label), new['batch_stats']
-  (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  with precision(model):
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), stats=stats,
                         opt_state=opt_state)
   return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
 
-def score(params, stats, tables, waves, *, model: Classifier, inputs: Inputs, method: str = '__call__') -> jax.Array:
-  """int16 waves [B, S] -> logits [B, C], without augmentation; with the method 'features' what the head gets, [B, H]."""
-  x = inputs.filled(inputs.standardised(inputs.logmel.jax(waves.astype(jnp.float32) / SCALE)))
-  return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x, method=method)
+def score(params, stats, tables, waves, lengths, *, model: Classifier, inputs: Inputs,
+          method: str = '__call__') -> jax.Array:
+  """int16 waves [B, S], `lengths` [B] of them no padding -> logits [B, C], without augmentation; with the method
+  'features' what the head gets, [B, H]."""
+  x = inputs.filled(inputs.standardised(inputs.logmels(waves, lengths)))
+  with precision(model):
+    return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x, method=method)
+
+
+def precision(model: Classifier):
+  """A context in which matrix products of float32 are really that, where accelerators would round to TF32 or bfloat16."""
+  return jax.default_matmul_precision('highest' if model.pretrained.dtype == 'float32' else None)
 
 
 def freezing(tx: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
