@@ -16,6 +16,7 @@ from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
+from tests import test_finetune
 from tests.prepare_helpers import FakeEncoder, corpus
 from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
 
@@ -138,6 +139,22 @@ def test_when_one_of_two_is_gone_or_stopped_the_other_ends_within_the_timeout_an
     assert 'error: another of the 2 processes is gone' in error and 'Traceback' not in error
   else:
     assert other.returncode == -signal.SIGABRT and 'another task died' in error, error
+
+
+def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_after_sigterm(tmp_path):
+  root = test_finetune.tones(tmp_path / 'tones', test_finetune.ROWS)
+  config = test_finetune.tiny_config(root, epochs=4, **{'data.cache': str(tmp_path / 'cache')})
+  finish(start(config, tmp_path / 'one', 1))
+  processes = start(config, tmp_path / 'two', 2)
+  wait_for(processes[0], written(tmp_path / 'two' / 'run0', 4))
+  processes[1].send_signal(signal.SIGTERM)
+  finish(processes, faults.EXIT_PREEMPTED)
+  finish(start(config, tmp_path / 'two', 2))
+  close(losses(tmp_path / 'two' / 'run0'), losses(tmp_path / 'one' / 'run0'))
+  one, two = (json.loads((tmp_path / name / 'run0' / 'result.json').read_text()) for name in ('one', 'two'))
+  assert one == two
+  for name in ('one', 'two'):
+    assert sorted(path.name for path in (tmp_path / name / 'run0').glob('best*')) == ['best']
 
 
 # A mesh that alternates between the processes: rows of a batch are not grouped by process.

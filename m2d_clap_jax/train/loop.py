@@ -7,7 +7,7 @@ import jax
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.batches import prefetch
-from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
 from m2d_clap_jax.train.faults import Guards, Preempted
 from m2d_clap_jax.train.log import Progress, RunLog, RunningMetrics
 
@@ -28,7 +28,8 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
 
   Args:
     state: of any kind that has `step`.
-    update: (state, arrays) -> (state, metrics); metrics are scalars, `loss` and `grad_norm` among them.
+    update: (state, arrays, step from 0 as a number of the host) -> (state, metrics); metrics are scalars, `loss` and
+      `grad_norm` among them.
     batches: step from 0 -> this process' part of the batch, as numpy arrays; called in threads, ahead of time.
     guards: see `faults.guards`; entered before anything that can hang.
     batch_size: samples of an update, of all processes together, for the rate that is logged.
@@ -49,7 +50,8 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0))
     feed = stack.enter_context(contextlib.closing(prefetch(batches, first, total)))
     metrics, progress = RunningMetrics(batch_size, rows, saved.latest), Progress(first, total, log)
-    log.note(description)
+    if description:
+      log.note(description)
 
     def due(steps: int) -> bool:
       return step % steps == 0 or step == total
@@ -73,7 +75,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     for step in range(first + 1, total + 1):
       with metrics.waiting():
         arrays = sharding.to_devices(mesh, next(feed))
-      state, values = update(state, arrays)
+      state, values = update(state, arrays, step - 1)
       metrics.add(values)
       if due(log_every):
         row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1))}
@@ -89,3 +91,17 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     saved.close()
     log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   return state
+
+
+def create_or_restore(saved: Checkpoints, create: Callable[[], Any], mesh, settings: dict) -> tuple[Any, dict]:
+  """A new state, or the newest checkpoint's, already divided over the mesh -> (state, the checkpoint's JSON data or {}).
+
+  Reports which settings differ from the checkpoint's. UserError as in `Checkpoints.restore`.
+  """
+  shapes = jax.eval_shape(create)
+  shardings = sharding.of_state(shapes, mesh)
+  if saved.latest() is None:
+    return jax.jit(create, out_shardings=shardings)(), {}  # never whole on one device
+  state, meta = saved.restore(abstract(shapes, shardings))
+  report_changes(meta['settings'], settings)
+  return state, meta

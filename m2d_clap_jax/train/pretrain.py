@@ -2,6 +2,7 @@
 import functools
 import math
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -9,17 +10,16 @@ import numpy as np
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.authors import Dictionaries
 from m2d_clap_jax.data.batches import TrainingBatches, crop
-from m2d_clap_jax.data.read import Folder
-from m2d_clap_jax.data.schema import Clip
+from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.masking import Mask, as_bool, num_visible
+from m2d_clap_jax.models.masking import as_bool, num_visible
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
-from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
-from m2d_clap_jax.train.loop import Every, train
+from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.start import start_from
@@ -64,20 +64,19 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
     saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
     guards.watchdog.beat('opening the data')
-    state, rows = create_or_restore(saved, seed, network, tx, mesh, settings, weights)
-    guards.watchdog.beat('the state was made or restored')
-    update = jax.jit(
-        functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh),
-                          **loss),
-        donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
-
-    def draw(step: int, state, log):
-      if step == 0 and log.active:
-        draw_masked_clip(split.clip(0), draw_mask(state.rng, state.step, 1, model=network), network, workdir)
-    train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
-          batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every, rows=rows,
-          actions=(Every(total, draw), Every(statistics_every, evaluations.statistics),
-                   Every(evals_every, evaluations.evaluate)),
+    state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
+    if weights and not meta:
+      state, taken = start_from(state, weights)
+      if jax.process_index() == 0:
+        print(taken, file=sys.stderr)
+    guards.watchdog.beat('making or restoring the state')
+    step = functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule,
+                             gather=sharding.gather(mesh), **loss)
+    train(state, compiled(step, state, mesh), batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
+          batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
+          rows=meta.get('window', ()),
+          actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
+                   Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                             'text_encoder': folder.meta['text_encoder']},
           description=describe(network, split, state, mesh, total), at_start=True)
@@ -173,27 +172,19 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
-def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weights: Weights | None = None):
-  """A new state, or that of the newest checkpoint, already placed on the mesh -> (state, metrics since the last row)."""
-  create = functools.partial(create_state, seed, model=model, tx=tx)
-  shapes = jax.eval_shape(create)
-  shardings = sharding.of_state(shapes, mesh)
-  if saved.latest() is None:
-    state = jax.jit(create, out_shardings=shardings)()  # never whole on one device
-    if weights:
-      state, note = start_from(state, weights)
-      if jax.process_index() == 0:
-        print(note, file=sys.stderr)
-    return state, []
-  state, meta = saved.restore(abstract(shapes, shardings))
-  report_changes(meta['settings'], settings)
-  return state, meta['window']
+def compiled(step: Callable, state, mesh):
+  """`pretrain_step` as an update of `train.loop`, which reuses the memory of the state that it is given."""
+  update = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
+  return lambda state, batch, _: update(state, batch)
 
 
-def draw_masked_clip(clip: Clip, mask: Mask, model: M2DCLAP, workdir):
-  """Writes WORKDIR/mask.png: a training clip with the mask of its first update."""
+def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):
+  """At the start, writes mask.png into the workdir: the first training clip with the mask of the first update."""
+  if step or not log.active:
+    return
+  clip, mask = split.clip(0), draw_mask(state.rng, state.step, 1, model=model)
   logmel = crop(clip.logmel, model.grid[1] * model.patch_size[1], 0.0).astype(np.float32)
-  plots.masked_clip(logmel, np.asarray(as_bool(mask))[0], model.grid, model.patch_size, workdir / 'mask.png',
+  plots.masked_clip(logmel, np.asarray(as_bool(mask))[0], model.grid, model.patch_size, log.workdir / 'mask.png',
                     title=clip.key, captions=clip.captions)
 
 
