@@ -30,9 +30,9 @@ def problems(targets: np.ndarray, folds: int, runs: int):
   return linear_protocol.problems_of(targets, splits, runs, seed=0)
 
 
-def one_by_one(features, targets, every, **options):
+def one_by_one(features, targets, every, protocol):
   for problem in every:
-    linear_protocol.run(features, targets, [problem], **options)
+    linear_protocol.run(features, targets, [problem], protocol=protocol)
 
 
 def main(argv=None):
@@ -49,10 +49,10 @@ def main(argv=None):
   args = parser.parse_args(argv)
   features, targets = data(args.clips, args.classes, args.width)
   every = problems(targets, args.folds, args.runs)
-  options = dict(max_epochs=args.epochs, patience=args.epochs)
+  protocol = linear_protocol.Protocol(max_epochs=args.epochs, patience=args.epochs)
   timings = in_turns({
-      'side by side': functools.partial(linear_protocol.run, features, targets, every, **options),
-      'one by one': functools.partial(one_by_one, features, targets, every, **options)}, args.rounds, warm_up=0)
+      'side by side': functools.partial(linear_protocol.run, features, targets, every, protocol=protocol),
+      'one by one': functools.partial(one_by_one, features, targets, every, protocol)}, args.rounds, warm_up=0)
   rows = [Row(name, timing.best, 's') for name, timing in timings.items()]
   rows += [Row('gain', timings['one by one'].best / timings['side by side'].best, 'times'),
            Row('peak growth of memory', timings['side by side'].grew_mb, 'MB'),

@@ -18,7 +18,7 @@ def base(task):
   config = ConfigDict()
   config.job = 'finetune'
   config.task = task  # a task of the paper, or any name with data.csv and data.seconds
-  config.init = ''  # the model to start from: a run, portable folder, .pth or .safetensors; empty: random
+  config.init = ''  # the model to start from: a run, portable folder, .pth, released model's name ...; empty: random
   config.seed = 0  # of the first run; the next runs count on
   config.runs = 3
   config.batch_size = 64  # of all devices together

@@ -2,17 +2,19 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from m2d_clap_jax.eval.linear_protocol import SEED, Protocol
+
 
 def common(job):
   config = ConfigDict()
   config.job = job
   config.task = 'esc50'  # a task of the paper, or any name with data.csv and data.seconds
-  config.init = ''  # the model: a run, portable folder, .pth or .safetensors
-  config.seed = 0
+  config.init = ''  # the model: a run, portable folder, .pth, released model's name ...
+  config.seed = SEED  # of the first run, and of the random places in training and validation clips
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
-      'seconds': placeholder(float),  # length of a clip; None: the task's
+      'seconds': placeholder(float),  # length of a clip; None: the task's; retrieval takes whole clips
       'names': '',  # AudioSet's class_labels_indices.csv, where labels are its identifiers (/m/09x0r)
       'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
       'template': placeholder(str),  # how a label becomes a caption; None: the task's captions
@@ -24,12 +26,5 @@ def common(job):
 
 def get_config():
   config = common('linear')
-  config.protocol = ConfigDict({
-      'runs': 3,
-      'learning_rate': 3e-5,
-      'weight_decay': 1e-8,
-      'batch_size': 200,
-      'max_epochs': 200,
-      'patience': 20,  # epochs without a better validation score
-  })
+  config.protocol = ConfigDict(Protocol()._asdict())
   return config

@@ -19,7 +19,7 @@ def base():
   config = ConfigDict()
   config.job = 'pretrain'
   config.seed = 3  # of everything: initialisation, masks, order, crops, captions
-  config.init = ''  # weights to start from: a run, portable folder, .pth or .safetensors; empty: random
+  config.init = ''  # weights to start from: a run, portable folder, .pth, released model's name ...; empty: random
   config.batch_size = 2048  # of all devices together
   config.epochs = 300.0
   config.steps = placeholder(int)  # if given, instead of epochs
@@ -39,7 +39,7 @@ def base():
       'text_width': 768,  # of the caption embeddings; None: no CLAP head
       'audio_projector': 'mlp',  # or, as in models of 2025, 'semantic' with so many blocks and that MLP ratio
       'semantic_depth': 1,
-      'semantic_mlp_ratio': 2.0,
+      'semantic_mlp_ratio': 1.0,
       'text_projector': placeholder(str),  # identity, linear or mlp; None: identity where the widths are equal, else linear
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax.cli.audio_files import find
+from m2d_clap_jax.audio.files import find
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.linear import logistic_probe
 

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from m2d_clap_jax import sharding
+from m2d_clap_jax import forward, sharding
 from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.audio.batching import Chunk, buckets, run_in_batches
 from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
-from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.m2d_clap import valid_patches
 from m2d_clap_jax.weights import Weights, read
 
 TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
@@ -26,7 +24,8 @@ MOST_TOKENS = 64 * 190
 
 
 def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 'Pipeline':
-  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file for inference.
+  """Opens a run's workdir, a portable folder, a .pth or a .safetensors file, a released model by its name (`m2d-clap
+  models` lists them), or hf://ORGANISATION/NAME, for inference.
 
   Args:
     dtype: of the matrix products, 'float32' or 'bfloat16'.
@@ -67,9 +66,9 @@ class Pipeline:
     self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # no copy: the first device's own
     self._batch_size = batch_size * self._mesh.size
     self._buckets = buckets(self.network.grid[1])
-    self._pooled = jax.jit(functools.partial(_pooled, network=self.network))
-    self._columns = jax.jit(functools.partial(_columns, network=self.network))
-    self._project = jax.jit(functools.partial(_project, network=self.network))
+    self._pooled = jax.jit(functools.partial(forward.pooled, network=self.network))
+    self._columns = jax.jit(functools.partial(forward.columns, network=self.network), static_argnames='layers')
+    self._project = jax.jit(functools.partial(forward.project, network=self.network))
 
   @property
   def fingerprint(self) -> str:
@@ -98,19 +97,23 @@ class Pipeline:
     pairs = [(frames.mean(axis=0), self._semantic(frames)) for frames, _ in self._frames(clips)]
     return np.stack([mean for mean, _ in pairs]), np.stack([embedding for _, embedding in pairs])
 
-  def encode_frames(self, waves, sample_rate: int | None = None):
+  def encode_frames(self, waves, sample_rate: int | None = None, *, layer: int | str | None = None):
     """-> frame features [B, T, 5 * D] and time stamps [B, T] in ms.
 
     A frame holds the embeddings of one time column's patches side by side, lowest frequencies first. For clips of
     different lengths both are lists of B arrays.
+
+    Args:
+      layer: None for the encoder's output, its final norm included. K from 1 to the number of blocks, or from -1 down
+        from the last one: the output of block K before any norm. 'all': that of all blocks, [blocks, B, T, 5 * D], or
+        for clips of different lengths a list of [blocks, T, 5 * D].
     """
-    clips = as_clips(waves, sample_rate or self.sample_rate)
-    pairs = [(frames, np.arange(len(frames)) * (seconds / len(frames)) * 1000)
-             for frames, seconds in self._frames(clips)]
-    features, stamps = map(list, zip(*pairs))
-    if len({len(frames) for frames in features}) == 1:
-      return np.stack(features), np.stack(stamps).astype(np.float32)
-    return features, [stamp.astype(np.float32) for stamp in stamps]
+    layers = self._layers(layer)
+    features, stamps = self._stamped(as_clips(waves, sample_rate or self.sample_rate), layers)
+    if layers:
+      features = [np.moveaxis(each, 1, 0) if layer == 'all' else each[:, 0] for each in features]
+    joined, stamps = _stacked(features, stamps)
+    return (np.moveaxis(joined, 0, 1) if layer == 'all' and isinstance(joined, np.ndarray) else joined), stamps
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
     """-> [n, E] captions in the space of `encode_audio`, not normalised; UserError without a CLAP head."""
@@ -139,12 +142,22 @@ class Pipeline:
     embedded = _unit(self.encode_text(captions)).reshape(len(templates), len(labels), -1)
     return _unit(embedded.mean(axis=0))
 
-  def logits(self, waves, sample_rate: int | None = None) -> np.ndarray:
-    """-> [B, C] scores of a fine-tuned model's head, before softmax or sigmoid; UserError where it has no head."""
+  def logits(self, waves, sample_rate: int | None = None, *, frames: bool = False):
+    """-> [B, C] scores of a fine-tuned model's head, before softmax or sigmoid; UserError where it has no head.
+
+    With frames: the head on each time column -> [B, T, C] and time stamps [B, T] in ms, or lists as `encode_frames`
+    gives. Their mean over time is the score of the clip.
+    """
     if 'head' not in self.weights.trees:
       raise UserError(f'{self.weights.source}: has no fine-tuned head; classify(...) compares with captions')
+    if not frames:
+      return self._head(self.embed(waves, sample_rate))
+    features, stamps = self._stamped(as_clips(waves, sample_rate or self.sample_rate))
+    return _stacked([self._head(each) for each in features], stamps)
+
+  def _head(self, x: np.ndarray) -> np.ndarray:
+    """Features [n, 5 * D] -> [n, C]."""
     head, stats = self.weights.trees['head'], self.weights.trees['head_stats']
-    x = self.embed(waves, sample_rate)
     if len(stats['mean']) == self.network.width:  # trained with structured patchout: on the mean patch
       x = x.reshape(len(x), -1, self.network.width).mean(axis=1)
     x = (x - stats['mean']) / np.sqrt(stats['var'] + BATCH_NORM_EPSILON)
@@ -185,16 +198,33 @@ class Pipeline:
     for i in range(len(clips)):
       yield (sums[i] / counts[i]).astype(np.float32)
 
-  def _frames(self, clips) -> Iterator[tuple[np.ndarray, float]]:
-    """(frame features [T, 5 * D], seconds) of each clip, in order."""
+  def _frames(self, clips, layers: tuple[int, ...] = ()) -> Iterator[tuple[np.ndarray, float]]:
+    """(frame features [T, 5 * D], or [T, L, 5 * D] of L layers, seconds) of each clip, in order."""
     parts: dict[int, dict[int, np.ndarray]] = {}
     samples: dict[int, int] = {}
     chunks = self._chunks(clips, samples)
-    for chunk, value in run_in_batches(chunks, self._columns_batch, self._buckets, self._batch_size):
+    function = functools.partial(self._columns_batch, layers=layers)
+    for chunk, value in run_in_batches(chunks, function, self._buckets, self._batch_size):
       parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
     for i in range(len(clips)):
       own = parts.pop(i)
       yield np.concatenate([own[number] for number in sorted(own)]), samples[i] / self.sample_rate
+
+  def _stamped(self, clips, layers: tuple[int, ...] = ()) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Frame features of each clip, as `_frames` has them, and their time stamps [T] in ms."""
+    pairs = [(frames, (np.arange(len(frames)) * (seconds / len(frames)) * 1000).astype(np.float32))
+             for frames, seconds in self._frames(clips, layers)]
+    features, stamps = map(list, zip(*pairs))
+    return features, stamps
+
+  def _layers(self, layer: int | str | None) -> tuple[int, ...]:
+    """`layer` of encode_frames -> numbers of blocks from 1."""
+    depth = self.network.depth
+    if layer is None or layer == 'all':
+      return tuple(range(1, depth + 1)) if layer else ()
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 1 <= abs(layer) <= depth:
+      raise UserError(f"layer={layer!r}: the encoder has {depth} blocks: give 1 to {depth}, -{depth} to -1, or 'all'")
+    return (int(layer) % (depth + 1),)
 
   def _chunks(self, clips, samples: dict | None = None) -> Iterator[Chunk]:
     """Cuts all clips, one after the other; `samples` receives their lengths at the model's rate."""
@@ -214,8 +244,8 @@ class Pipeline:
   def _pooled_batch(self, logmel, columns):
     return self._pooled(*self._placed(logmel, columns))
 
-  def _columns_batch(self, logmel, columns):
-    return self._columns(*self._placed(logmel, columns))
+  def _columns_batch(self, logmel, columns, layers):
+    return self._columns(*self._placed(logmel, columns), layers=layers)
 
   def _placed(self, logmel, columns):
     """A batch over all devices, if they divide it, else on the first -> (variables, logmel, columns)."""
@@ -241,24 +271,11 @@ class Pipeline:
     return (total / len(frames)).astype(np.float32)
 
 
-def _columns(variables, logmel, columns, *, network: M2DCLAP):
-  """Raw log-mels [B, F, T * PT] of which `columns` [B] are real -> frame features [B, T, 5 * D]."""
-  with jax.default_matmul_precision('highest' if network.dtype == 'float32' else None):
-    grid = network.grid[0], logmel.shape[2] // network.patch_size[1]
-    z = network.apply(variables, logmel, valid_patches(columns, grid), method='encode')
-    return network.frames(jnp.asarray(z))
-
-
-def _pooled(variables, logmel, columns, *, network: M2DCLAP):
-  """The same, summed over the real columns -> [B, 5 * D]."""
-  features = _columns(variables, logmel, columns, network=network)
-  real = jnp.arange(features.shape[1])[None] < columns[:, None]
-  return jnp.sum(jnp.where(real[..., None], features, 0), axis=1)
-
-
-def _project(variables, z, valid, *, network: M2DCLAP):
-  with jax.default_matmul_precision('highest'):
-    return network.apply(variables, z, valid, method='project_audio')
+def _stacked(features: list[np.ndarray], stamps: list[np.ndarray]):
+  """Arrays of clips as one array each, where they have one length; else as they are."""
+  if len({len(each) for each in stamps}) == 1:
+    return np.stack(features), np.stack(stamps)
+  return features, stamps
 
 
 def _counted(blocks, samples: dict, i: int):

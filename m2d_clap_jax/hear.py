@@ -18,7 +18,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def load_model(model_file_path: str):
-  """A run's workdir, a portable folder, a .pth or a .safetensors file -> a model for the functions below.
+  """A run's workdir, a portable folder, a .pth or a .safetensors file, a released model's name -> a model for the functions below.
 
   Its attributes: sample_rate (Hz) of the audio that it takes, scene_embedding_size and timestamp_embedding_size (both
   5 * D), and pipeline, the `Pipeline` within.

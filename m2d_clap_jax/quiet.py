@@ -4,9 +4,9 @@ import logging
 
 
 @contextlib.contextmanager
-def quiet(name: str):
-  """The logger `name` tells errors only, meanwhile."""
-  logger = logging.getLogger(name)
+def quiet(logger: str | logging.Logger):
+  """A logger, or the one of that name, tells errors only, meanwhile."""
+  logger = logging.getLogger(logger) if isinstance(logger, str) else logger
   level = logger.level
   logger.setLevel(logging.ERROR)
   try:

@@ -1,4 +1,5 @@
 """Inference equals the authors' runtime, and an embedding depends on its own clip alone."""
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from m2d_clap_jax import weights
 from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.vit import Block, LayerNorm
 from m2d_clap_jax.weights import Weights
 from m2d_clap_jax.weights.names import to_flax
 from tests import reference
@@ -61,6 +63,53 @@ def base():
              if not key.startswith(('decoder', 'target', 'mask_token'))}
   fields = dict(width=768, depth=12, heads=12, input_size=(80, 608), text_width=768)
   return m2d_clap_jax.load(Weights(model=fields, trees=to_flax(tensors)))
+
+
+def blocks_of(model, wave):
+  """The encoder by its parts, one clip as it is: [CLS] and patches after each block -> [blocks, T, 5 * D]."""
+  network = model.network.clone(parent=None)
+  logmel = model.logmel.numpy(wave)
+  columns = -(-logmel.shape[1] // 16)
+  logmel = np.pad(logmel, ((0, 0), (0, columns * 16 - logmel.shape[1])), constant_values=network.norm_stats[0])
+  x, _ = network.apply(model.variables, logmel[None], method='embed')
+  outputs = []
+  for i in range(network.depth):
+    x = Block(network.heads).apply({'params': model.variables['params']['encoder'][f'blocks_{i}']}, x)
+    outputs.append(network.frames(x[:, 1:])[0])
+  return np.stack(outputs)
+
+
+def test_features_of_a_layer_are_its_blocks_output_whatever_else_is_in_the_batch(music):
+  model = m2d_clap_jax.load(tiny_weights(depth=3), batch_size=16)
+  clips = [music[:n] for n in (15000, 2000, 9000, 700, 15100, 14000, 13000, 4000, 12000)]
+  features, stamps = model.encode_frames(clips, layer='all')
+  for clip, found, stamp in zip(clips, features, stamps):
+    expected = blocks_of(model, clip)
+    assert found.shape == expected.shape == (3, len(stamp), 480) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=5e-6 * np.abs(expected).max())
+  for layer, block in ((1, 0), (3, 2), (-1, 2), (-3, 0), (np.int64(2), 1)):
+    one, same_stamps = model.encode_frames(clips[0], layer=layer)
+    assert one.shape == (1, *features[0].shape[1:])
+    np.testing.assert_allclose(one[0], features[0][block], atol=1e-6 * np.abs(features[0]).max())
+    np.testing.assert_array_equal(same_stamps[0], stamps[0])
+
+
+def test_the_last_block_and_the_final_norm_are_the_usual_features(model, music):
+  clips = music[:40000].reshape(2, -1)  # each of two chunks
+  layers, stamps = model.encode_frames(clips, layer='all')
+  usual, usual_stamps = model.encode_frames(clips)
+  assert layers.shape == (2, *usual.shape)
+  norm = model.variables['params']['encoder']['norm']
+  patches = layers[-1].reshape(*usual.shape[:2], 5, 96)
+  normed = LayerNorm().apply({'params': norm}, patches).reshape(usual.shape)
+  np.testing.assert_allclose(normed, usual, atol=5e-6 * np.abs(usual).max())
+  np.testing.assert_array_equal(stamps, usual_stamps)
+
+
+@pytest.mark.parametrize('layer', [0, 3, -3, 1.0, True, 'last'])
+def test_a_layer_that_is_not_there_is_refused(model, music, layer):
+  with pytest.raises(UserError, match=re.escape(f"layer={layer!r}: the encoder has 2 blocks: give 1 to 2, -2 to -1, or 'all'")):
+    model.encode_frames(music, layer=layer)
 
 
 @pytest.mark.parametrize('seconds', LENGTHS)
@@ -183,8 +232,9 @@ def test_models_without_a_clap_head_or_a_classifier_say_so(music):
   for call in (lambda: plain.encode_text(['a']), lambda: plain.encode_audio(music), lambda: plain.classify(music, labels=['a'])):
     with pytest.raises(UserError, match='no CLAP head'):
       call()
-  with pytest.raises(UserError, match='no fine-tuned head'):
-    plain.logits(music)
+  for frames in (False, True):
+    with pytest.raises(UserError, match='no fine-tuned head'):
+      plain.logits(music, frames=frames)
 
 
 @pytest.mark.parametrize('width', [480, 96], ids=['frames', 'mean patch'])
@@ -199,6 +249,16 @@ def test_logits_of_a_fine_tuned_head(music, width):
     features = features.reshape(1, 5, 96).mean(1)
   expected = (features - tiny.trees['head_stats']['mean']) / np.sqrt(4 + 1e-5) @ tiny.trees['head']['kernel'] + 1
   np.testing.assert_allclose(model.logits(music), expected, rtol=1e-4, atol=1e-5)
+  frames, stamps = model.logits([music, music[:40000]], frames=True)
+  features, same_stamps = model.encode_frames([music, music[:40000]])
+  for i in range(2):
+    x = features[i] if width == 480 else features[i].reshape(-1, 5, 96).mean(1)
+    by_hand = (x - tiny.trees['head_stats']['mean']) / np.sqrt(4 + 1e-5) @ tiny.trees['head']['kernel'] + 1
+    np.testing.assert_allclose(frames[i], by_hand, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(stamps[i], same_stamps[i])
+  np.testing.assert_allclose(frames[0].mean(0), expected[0], rtol=1e-4, atol=1e-4)
+  joined, stamps = model.logits(music.reshape(2, -1), frames=True)
+  assert joined.shape == (2, 13, 3) and stamps.shape == (2, 13)
 
 
 def test_a_position_table_of_the_file_is_used_and_cut(music):
@@ -218,6 +278,28 @@ def test_a_text_encoder_with_other_weights_is_refused():
   other = tiny_weights(text_width=64)
   with pytest.raises(UserError, match='gives 384 numbers where the model takes 64'):
     m2d_clap_jax.load(other).encode_text(['a dog'])
+
+
+@pytest.mark.parametrize('name, pooling', [('nvidia/NV-Embed-v2', 'eos'), ('openai/clip-vit-large-patch14', 'eos'),
+                                           ('Alibaba-NLP/gte-large-en-v1.5', 'cls'), ('answerdotai/ModernBERT-base', 'cls'),
+                                           ('Alibaba-NLP/gte-Qwen2-7B-instruct', 'eos'), ('roberta-base', 'cls')])
+def test_a_text_encoder_that_is_no_bert_is_named_and_audio_works(name, pooling, music):
+  tiny = tiny_weights()
+  tiny.text_encoder.update(name=name, pooling=pooling)
+  model = m2d_clap_jax.load(tiny)
+  with pytest.raises(UserError, match=f'text encoder {name}: .*audio functions .* work'):
+    model.encode_text(['a dog'])
+  assert np.isfinite(model.encode_audio(music[:5000])).all()
+
+
+def test_a_caption_of_more_tokens_than_count_is_told_once(model, capsys):
+  fits = 'bell ' * 510  # and the two special tokens
+  model.encode_text(['a dog', 'bell ' * 700, fits, 'a cat ' * 600])
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1 and told.startswith("notice: text encoder minilm: sentence 1, 'bell bell") and (
+      'has 702 tokens, of which only the first 512 count; 1 more too long' in told), told
+  model.encode_text([fits])
+  assert not capsys.readouterr().err
 
 
 def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path):

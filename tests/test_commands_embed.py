@@ -6,11 +6,13 @@ import os
 import numpy as np
 import pyarrow.parquet
 import pytest
+import soundfile
 
 import m2d_clap_jax
-from m2d_clap_jax.audio import decode
-from m2d_clap_jax.cli import audio_files, embedding_files
+from m2d_clap_jax.audio import decode, files, readers
+from m2d_clap_jax.cli import embedding_files
 from tests.command_helpers import run, save_model, save_recordings
+from tests.recordings import encode
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +68,7 @@ def test_frames_and_their_times_equal_the_pipeline_in_both_formats(here, tmp_pat
 
 
 def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(decode, '_BLOCK', 1000)  # so that the damage shows when a part has been encoded already
+  monkeypatch.setattr(readers, '_BLOCK', 1000)  # so that the damage shows when a part has been encoded already
   audio = here.root / 'audio'
   cut, text, none = (str(audio / name) for name in ('more/cut.flac', 'more/text.wav', 'none.wav'))
   bad = {cut: 'lost sync', text: 'not readable as audio', none: 'no such file'}
@@ -88,10 +90,10 @@ def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, mon
 
 @pytest.mark.parametrize('limit', ['MOST_FILES', 'MOST_BYTES'])
 def test_files_are_run_in_groups_of_bounded_size(here, limit, tmp_path, monkeypatch):
-  monkeypatch.setattr(audio_files, limit, 2)
+  monkeypatch.setattr(files, limit, 2)
   groups = []
   names = sorted([*here.usable, str(here.root / 'audio' / 'more' / 'cut.flac')])
-  for _ in audio_files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
+  for _ in files.results(names, lambda clips: groups.append(len(clips)) or [None] * len(clips)):
     pass
   assert groups == ([2, 2, 1] if limit == 'MOST_FILES' else [1] * 5)
   assert embed(here, tmp_path / 'x.npz') == 0
@@ -140,3 +142,23 @@ def test_names_that_are_no_unicode_are_written_legibly(here, tmp_path):
     copy.write(source.read())
   assert embed(here, tmp_path / 'x.parquet', paths=[name]) == 0
   assert pyarrow.parquet.read_table(tmp_path / 'x.parquet')['file'].to_pylist() == [f'{tmp_path}/caf\ufffd.wav']
+
+
+def test_a_folder_from_a_phone_is_read_and_what_cannot_be_decoded_is_counted(here, tmp_path, capsys):
+  rate, draw = 44100, np.random.default_rng(0)
+  wave = np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate) * np.linspace(0.1, 0.3, 3 * rate)
+  wave = (wave + 0.1 * np.convolve(draw.standard_normal(3 * rate), np.ones(8) / 8, 'same')).astype(np.float32)
+  soundfile.write(tmp_path / 'a.wav', wave, rate)
+  encode(tmp_path / 'a.m4a', wave, rate)
+  for name in ('b.mid', 'c.mid', 'd.dss', 'notes.txt'):
+    (tmp_path / name).write_bytes(b'x')
+  os.mkfifo(tmp_path / 'pipe.wav')
+  assert embed(here, tmp_path / 'x.npz', paths=[tmp_path]) == 0
+  error = capsys.readouterr().err
+  assert '3 files cannot be decoded and are not taken (2 .mid, 1 .dss)' in error
+  assert 'pipe.wav: is not a regular file' in error
+  data = np.load(tmp_path / 'x.npz')
+  assert [os.path.basename(name) for name in data['files']] == ['a.m4a', 'a.wav']
+  # The weights are random and tell nothing of sounds; what they see of the two must be alike.
+  m4a, wav = (here.model.logmel.numpy(decode.load(tmp_path / name, 16000)[0])[:, :300] for name in ('a.m4a', 'a.wav'))
+  assert np.corrcoef(m4a.ravel(), wav.ravel())[0, 1] > 0.99

@@ -80,6 +80,24 @@ def test_portable_to_pth_and_back_is_the_same_model_in_every_tensor(model, tmp_p
   assert f'{path}: is there already' in capsys.readouterr().err
 
 
+def test_info_says_that_a_logit_scale_is_a_default(complete, model, tmp_path, capsys):
+  assert facts(capsys, model)['logit_scale']['is_a_default'] is False
+  encoder = complete.encoder_only()
+  params = {path: value for path, value in encoder.trees['params'].items() if path != 'logit_scale'}
+  save_portable(dataclasses.replace(encoder, trees={'params': params}), tmp_path / 'small')
+  assert facts(capsys, tmp_path / 'small')['logit_scale'] == {'value': 2.6593, 'is_a_default': True}
+  assert run('info', tmp_path / 'small') == 0
+  assert 'value 2.6593, is a default yes' in capsys.readouterr().out
+
+
+def test_the_name_of_an_export_tells_the_text_encoder(model, tmp_path, capsys):
+  pytest.importorskip('torch')
+  assert run('convert', model, tmp_path, '--to', 'pth', '--encoder_only', '--text_encoder', 'bert-base-uncased') == 0
+  path, = tmp_path.glob('m2d_clap_vit_w96-80x96p16x16p16kpB-*/checkpoint-0.pth')
+  encoder = facts(capsys, path, '--heads', 3)['text_encoder']
+  assert (encoder['name'], encoder['pooling']) == ('bert-base-uncased', 'cls')
+
+
 def test_encoder_only_leaves_out_what_only_pre_training_needs(model, tmp_path, capsys):
   assert run('convert', model, tmp_path / 'small', '--encoder_only') == 0
   assert 'pre-training cannot continue' in capsys.readouterr().out

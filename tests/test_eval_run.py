@@ -9,6 +9,7 @@ import m2d_clap_jax
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
 from m2d_clap_jax.eval.finished import evaluate
+from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.clips import extract, wave_of
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.weights.portable import save_portable
@@ -30,7 +31,7 @@ def root(tmp_path_factory):
   """60 clips of three sounds in three folds, one of them damaged; the same with splits, several labels, captions."""
   folder = tmp_path_factory.mktemp('audio')
   folds, splits, many, captions = [['file_name,label,fold'], ['file_name,label,split'], ['file_name,label,split'],
-                                   ['file_name,caption,split']]
+                                   ['file_name,label,caption,split']]
   for i in range(60):
     label = LABELS[i % 3]
     soundfile.write(folder / f'{i}.flac', sound(label, i), 16000)
@@ -38,7 +39,7 @@ def root(tmp_path_factory):
     folds.append(f'{i}.flac,{label},{i // 3 % 3 + 1}')
     splits.append(f'{i}.flac,{label},{split}')
     many.append(f'{i}.flac,"{label}{",loud" if i % 2 else ""}",{split}')
-    captions += [f'{i}.flac,"{text} {label}",test' for text in ('a', 'the sound of')]
+    captions += [f'{i}.flac,{label},"{text} {label}",{split}' for text in ('a', 'the sound of')]
   (folder / '7.flac').write_bytes(b'fLaC, once')
   for name, lines in {'folds': folds, 'splits': splits, 'many': many, 'captions': captions}.items():
     (folder / f'{name}.csv').write_text('\n'.join(lines) + '\n')
@@ -51,8 +52,8 @@ def model(tmp_path_factory):
 
 
 def run(root, model, workdir, job, task, **protocol):
-  evaluate(str(workdir), job=job, task=task, init=str(model), data={'root': str(root), 'seconds': 0.5, 'damaged': 'skip'},
-           seed=0, model={}, protocol=protocol)
+  data = {'root': str(root), 'seconds': None if job == 'retrieval' else 0.5, 'damaged': 'skip'}
+  evaluate(str(workdir), job=job, task=task, init=str(model), data=data, seed=42, model={}, protocol=protocol)
   return json.loads((workdir / 'results.json').read_text())
 
 
@@ -122,10 +123,49 @@ def test_zero_shot_of_several_labels_is_scored_by_average_precision(root, model,
 
 def test_retrieval_in_both_directions(root, model, tmp_path):
   result = run(root, model, tmp_path, 'retrieval', 'captions')
-  assert result['captions'] == 118
+  assert result['captions'] == 30 and result['metric'] == 'R@1' and set(result['text_to_audio']) == {
+      'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank'}
   assert result['text_to_audio']['R@1'] <= result['text_to_audio']['R@10'] <= 1
   table = (tmp_path / 'results.md').read_text()
   assert '| text to audio |' in table and '| audio to text |' in table
+
+
+def test_a_csv_of_labels_and_captions_serves_all_three_evaluations(root, model, tmp_path):
+  labels = run(root, model, tmp_path / 'labels', 'zeroshot', 'splits')
+  assert run(root, model, tmp_path / 'both', 'zeroshot', 'captions')['score'] == labels['score']
+  assert run(root, model, tmp_path / 'linear', 'linear', 'captions', max_epochs=2)['metric'] == 'accuracy'
+
+
+def test_retrieval_without_captions_is_told(root, model, tmp_path):
+  with pytest.raises(UserError, match='splits: has no captions: add the column caption to its CSV, or use'):
+    run(root, model, tmp_path, 'retrieval', 'splits')
+
+
+@pytest.mark.parametrize('projector', ['mlp', 'semantic'])
+def test_retrieval_takes_whole_clips_of_any_length_and_tells_damaged_ones(projector, tmp_path, monkeypatch):
+  pipeline = m2d_clap_jax.load(save_portable(tiny_weights(audio_projector=projector), tmp_path / 'model'))
+  lengths = {'a.wav': 0.3, 'b.wav': 7.7, 'c.wav': 2.0, 'd.wav': 1.1, 'e.wav': 0.5}
+  for i, (file, seconds) in enumerate(lengths.items()):
+    soundfile.write(tmp_path / file, sound('noise', i, seconds=seconds), 16000, subtype='FLOAT')
+  (tmp_path / 'c.wav').write_bytes((tmp_path / 'c.wav').read_bytes()[:-4000])  # told only when it has been decoded
+  (tmp_path / 'd.wav').write_bytes(b'RIFF')
+  (tmp_path / 'clotho.csv').write_text('file_name,caption,split\n' + ''.join(f'{file},hiss,test\n' for file in lengths))
+  monkeypatch.setattr(clips, 'GROUP', 2)
+  task, found = extract(pipeline, open_task('clotho', str(tmp_path), whole=True), tmp_path / 'cache')
+  assert found.files == ['a.wav', 'b.wav', 'e.wav'] and list(found.rejected) == ['c.wav', 'd.wav']
+  assert len(task.clips) == 3 and 'cut' in found.rejected['c.wav']
+  for i, file in enumerate(found.files):
+    wave = sound('noise', list(lengths).index(file), seconds=lengths[file])
+    np.testing.assert_allclose(found.audio[i], pipeline.encode_audio(wave.astype(np.float32))[0], atol=1e-4)
+
+
+def test_whole_clips_are_decoded_in_groups_of_bounded_size(root, monkeypatch):
+  task = open_task('captions', str(root), whole=True)
+  monkeypatch.setattr(clips, 'GROUP_BYTES', 40e3)
+  groups = list(clips._whole(task))
+  sizes = [sum((root / file).stat().st_size for file in group) for group in groups]
+  assert len(groups) > 1 and max(sizes) <= 40e3 and [file for group in groups for file in group] == [
+      clip.file for clip in task.clips]
 
 
 def test_features_are_extracted_once_and_again_when_a_file_changes(root, model, tmp_path):
@@ -170,7 +210,7 @@ def test_reports_are_merged_and_bad_ones_named(root, model, tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (dict(init=''), 'config.init is empty'), (dict(data={}), 'config.data.root is empty'),
-    (dict(protocol={'run': 3}), 'config.protocol.run: unknown key'), (dict(job='retrieval'), 'needs a CSV')])
+    (dict(protocol={'run': 3}), 'config.protocol.run: unknown key'), (dict(job='retrieval'), 'retrieval is of whole clips')])
 def test_mistakes_are_told(change, message, root, model, tmp_path):
   settings = dict(job='linear', task='splits', init=str(model), data={'root': str(root), 'seconds': 0.5}, seed=0,
                   model={}, protocol={})

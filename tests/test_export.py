@@ -13,7 +13,7 @@ from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import portable, public
 from tests import reference
 from tests.test_pretrain import data, one_device, tiny_config  # noqa: F401
-from tests.test_torch_io import torch_module
+from tests.test_weights import torch_module
 
 # Of the golden list of names and shapes; the captions of the test data are 8 wide, hence one more projector.
 GOLDEN = dict(width=96, depth=2, heads=3, predictor_width=64, predictor_depth=2, predictor_heads=4, input_size=(80, 96),
@@ -41,7 +41,7 @@ def test_a_run_exports_exactly_the_public_names_and_shapes(run, tmp_path):
   assert found.complete and found.step == 2 and found.text_encoder['name'] == 'fake'
   shapes = reference.shapes('clap_tiny') | {'text_proj.weight': [96, 8], 'text_proj.bias': [96]}
   path = public.save_pth(found, tmp_path, found.step)
-  content = torch.load(path, weights_only=True)['model']
+  content = torch.load(path, weights_only=False)['model']  # a Namespace of arguments is beside it
   assert {name: list(value.shape) for name, value in content.items()} == shapes
   torch_module(torch, shapes).load_state_dict(content, strict=True)
   np.testing.assert_array_equal(content['pos_embed'][0], sincos_2d(96, (5, 6)))

@@ -121,17 +121,17 @@ def test_a_model_goes_to_the_hub_and_comes_back_and_stays_in_the_cache(server, p
   assert Server.files['lab/model'] == {path.name: path.read_bytes() for path in portable.iterdir()}
   stranger = command('pull', 'lab/model', **settings)
   assert stranger.returncode == 2 and 'no such model, or it is private' in stranger.stderr
-  pulled = command('pull', 'lab/model', token=TOKEN, **settings)
+  pulled = command('pull', 'hf://lab/model', token=TOKEN, **settings)
   assert pulled.returncode == 0, pulled.stderr
   assert read(pulled.stdout.strip()).fingerprint == read(portable).fingerprint
-  offline = command('info', 'lab/model', offline=True, **settings)
+  offline = command('info', 'hf://lab/model', offline=True, **settings)
   assert offline.returncode == 0 and read(portable).fingerprint in offline.stdout, offline.stderr
 
 
 def test_a_folder_without_a_model_card_is_given_one(server, portable, tmp_path):
   card = (portable / 'README.md').read_bytes()
   (portable / 'README.md').unlink()
-  pushed = command('push', str(portable), 'lab/plain', token=TOKEN, endpoint=server, home=tmp_path / 'home')
+  pushed = command('push', str(portable), 'hf://lab/plain', token=TOKEN, endpoint=server, home=tmp_path / 'home')
   assert pushed.returncode == 0, pushed.stderr
   assert Server.files['lab/plain']['README.md'] == card == (portable / 'README.md').read_bytes()
 
@@ -156,22 +156,35 @@ def test_a_model_whose_owner_wants_to_be_asked_says_where(server, portable, tmp_
   assert guest.returncode == 0 and read(guest.stdout.strip()).fingerprint == read(portable).fingerprint
 
 
-def test_without_network_one_line_tells_what_was_looked_for(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match='runs/clipz: no such file or folder; on the Hugging Face Hub: .* is not in the cache'):
-    read('runs/clipz')
+def test_without_network_one_line_tells_what_was_looked_for():
+  with pytest.raises(UserError, match='hf://runs/clipz: is not in the cache, and the Hub cannot be asked'):
+    read('hf://runs/clipz')
 
 
-@pytest.mark.parametrize('path', ['./exported', '../clips', 'runs/clips.', 'models/a--b', 'lab/' + 'x' * 99])
-def test_a_mistyped_path_that_cannot_be_a_name_is_told_as_a_path(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize('path, told', [
+    ('runs/clipz', 'perhaps runs/clips or hf://runs/clipz on the Hugging Face Hub;'),
+    ('./runs/clipz/checkpoints', 'perhaps runs/clips;'), ('../exportd', 'folder; `m2d-clap models`'),
+    ('lab/' + 'x' * 99, 'folder; `m2d-clap models`'), ('runs/clips/file/none', 'folder; `m2d-clap models`'),
+    ('m2d_clap_vit_base-80x608p16x16-24012', 'perhaps m2d_clap_vit_base-80x608p16x16-240128;'),
+    ('old/m2d_vit_base-80x200p16x4-230529/checkpoint-300.pth', 'perhaps m2d_vit_base-80x200p16x4-230529;')])
+def test_a_mistyped_path_is_no_download_and_the_nearest_path_or_name_is_proposed(path, told, tmp_path, monkeypatch):
+  (tmp_path / 'runs' / 'clips').mkdir(parents=True)
+  (tmp_path / 'runs' / 'clips' / 'file').touch()
+  (tmp_path / 'old').mkdir()
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match='no such file'):
+  monkeypatch.setattr(hub, 'download', lambda *_: pytest.fail('asked the Hub'))
+  with pytest.raises(UserError, match='no such file') as failure:
     read(path)
-  with pytest.raises(UserError, match='is not the name of a model'):
-    hub.download(path)
+  assert told in str(failure.value)
 
 
-def test_a_folder_wins_over_a_name_and_only_portable_ones_are_pushed(portable, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['./exported', 'models/a--b', 'runs/clips.', 'hf://lab', 'hf://lab/model/file.pth'])
+def test_what_cannot_be_a_name_is_not_looked_up_on_the_hub(name):
+  with pytest.raises(UserError, match='is not the name of a model on the Hub, hf://'):
+    hub.download(name)
+
+
+def test_a_path_needs_no_scheme_and_only_portable_folders_are_pushed(portable, tmp_path, monkeypatch):
   (tmp_path / 'lab').mkdir()
   portable.rename(tmp_path / 'lab' / 'model')
   monkeypatch.chdir(tmp_path)

@@ -3,8 +3,9 @@ import jax
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 
+from configs.linear import get_config
 from m2d_clap_jax.eval import linear_protocol as protocol
-from m2d_clap_jax.eval.linear_protocol import Problem
+from m2d_clap_jax.eval.linear_protocol import Problem, Protocol
 
 
 def easy(n=240, classes=4, width=12, noise=1.0, seed=0):
@@ -15,15 +16,16 @@ def easy(n=240, classes=4, width=12, noise=1.0, seed=0):
   return (3 + 5 * x).astype(np.float32), np.eye(classes, dtype=np.float32)[labels]
 
 
-def parts(n, seed=0, train=0.6, valid=0.2):
+def parts(n, seed=0, train=0.6, valid=0.2, run=0):
   order = np.random.default_rng(seed).permutation(n)
   a, b = int(train * n), int((train + valid) * n)
-  return Problem(order[:a], order[a:b], order[b:])
+  return Problem(order[:a], order[a:b], order[b:], run=run)
 
 
 def plain(features, targets, problem, *, seed, learning_rate, batch_size, max_epochs, patience, weight_decay=1e-8):
   """One problem in numpy, gradient by hand, Adam by hand; draws are the same as the real one's."""
-  mean, deviation = features[problem.train].mean(0), features[problem.train].std(0)
+  scaled_by = [*problem.train, *problem.valid] if problem.drawn else problem.train
+  mean, deviation = features[scaled_by].mean(0), features[scaled_by].std(0)
   x = (features - mean) / deviation
   key = jax.random.key(seed)
   params = {k: np.asarray(v, np.float64) for k, v in protocol.initial(key, x.shape[1], targets.shape[1]).items()}
@@ -61,7 +63,7 @@ OPTIONS = dict(learning_rate=3e-3, batch_size=32, max_epochs=40, patience=4)
 def test_a_fold_equals_the_plain_loop():
   features, targets = easy(noise=4.0)
   problem = parts(len(features))
-  outcome, = protocol.run(features, targets, [problem], seed=5, **OPTIONS)
+  outcome, = protocol.run(features, targets, [problem], seed=5, protocol=Protocol(**OPTIONS))
   scores, epochs, best = plain(features, targets, problem, seed=5, **OPTIONS)
   assert (outcome.epochs, outcome.best_epoch) == (epochs, best) and epochs < 40
   np.testing.assert_allclose(outcome.scores, scores, atol=2e-3)
@@ -69,8 +71,8 @@ def test_a_fold_equals_the_plain_loop():
 
 def test_problems_side_by_side_equal_problems_alone():
   features, targets = easy(noise=4.0)
-  problems = [parts(len(features), 0), parts(len(features), 1, train=0.3), parts(len(features), 2, train=0.45)]
-  together = protocol.run(features, targets, problems, seed=7, **OPTIONS)
+  problems = [parts(len(features), 0), parts(len(features), 1, train=0.3, run=1), parts(len(features), 2, run=2)]
+  together = protocol.run(features, targets, problems, seed=7, protocol=Protocol(**OPTIONS))
   for i, problem in enumerate(problems):
     scores, epochs, best = plain(features, targets, problem, seed=7 + i, **OPTIONS)
     if len(problem.train) == len(problems[0].train):  # shuffles are drawn for the longest problem
@@ -83,7 +85,7 @@ def test_the_score_is_that_of_logistic_regression_where_both_have_converged():
   from sklearn.preprocessing import StandardScaler
   features, targets = easy(n=3000, classes=6, noise=3.0)
   problem = parts(len(features))
-  outcome, = protocol.run(features, targets, [problem], learning_rate=1e-2, max_epochs=60, patience=60)
+  outcome, = protocol.run(features, targets, [problem], protocol=Protocol(learning_rate=1e-2, max_epochs=60, patience=60))
   labels = targets.argmax(1)
   scale = StandardScaler().fit(features[problem.train])
   model = LogisticRegression(C=1e4, max_iter=2000).fit(scale.transform(features[problem.train]), labels[problem.train])
@@ -93,25 +95,87 @@ def test_the_score_is_that_of_logistic_regression_where_both_have_converged():
 
 def test_a_tie_takes_the_later_epoch_and_patience_ends_the_run():
   features, targets = easy(noise=0.01)
-  outcome, = protocol.run(features, targets, [parts(len(features))], learning_rate=1e-2, max_epochs=12, patience=3)
+  outcome, = protocol.run(features, targets, [parts(len(features))],
+                          protocol=Protocol(learning_rate=1e-2, max_epochs=12, patience=3))
   assert outcome.test_score == 1 and outcome.best_epoch == outcome.epochs == 12
 
 
 def test_several_labels_a_clip_are_scored_by_average_precision():
   features, targets = easy(n=400)
   targets = np.maximum(targets, np.roll(targets, 1, axis=1) * (np.arange(400) % 2)[:, None])
-  outcome, = protocol.run(features, targets, [parts(400)], multi_label=True, learning_rate=1e-2, max_epochs=40)
+  outcome, = protocol.run(features, targets, [parts(400)], multi_label=True,
+                          protocol=Protocol(learning_rate=1e-2, max_epochs=40))
   assert 0.85 < outcome.test_score <= 1
 
 
-def test_a_validation_part_has_every_class_if_it_can():
-  _, targets = easy(n=400)
-  train, valid = protocol.split_off_valid(targets, np.random.default_rng(0))
-  assert len(valid) == 40 and sorted([*train, *valid]) == list(range(400))
-  assert targets[valid].any(0).all() and targets[train].any(0).all()
-  rare = np.eye(30, dtype=np.float32)[np.arange(60) % 30]
-  train, valid = protocol.split_off_valid(rare, np.random.default_rng(0))
-  assert rare[train].any(0).all() and len(valid) == 6
+class Draws:
+  """Counts the permutations that are asked for."""
+
+  def __init__(self, seed=0):
+    self.rng, self.count = np.random.default_rng(seed), 0
+
+  def permutation(self, n):
+    self.count += 1
+    return self.rng.permutation(n)
+
+
+def test_a_tenth_is_redrawn_until_it_has_every_class():
+  _, targets = easy(n=400, classes=20)
+  draws = Draws()
+  train, valid = protocol.split_off_valid(targets, draws)
+  assert 1 < draws.count < 100 and len(valid) == 40 and sorted([*train, *valid]) == list(range(400))
+  assert targets[valid].any(0).all()
+
+
+def test_a_single_clip_of_a_class_goes_to_the_tenth_as_it_is_that_which_must_have_every_class():
+  targets = np.eye(2, dtype=np.float32)[[1] + [0] * 99]
+  train, valid = protocol.split_off_valid(targets, np.random.default_rng(1))
+  assert 0 in valid and 0 not in train
+
+
+def test_a_hundred_draws_in_vain_are_the_last():
+  draws = Draws()
+  train, valid = protocol.split_off_valid(np.eye(30, dtype=np.float32)[np.arange(60) % 30], draws)
+  assert draws.count == 100 and len(valid) == 6 and len(train) == 54
+
+
+def test_features_are_standardised_by_the_training_clips_before_the_tenth_is_taken_out():
+  features, targets = easy()
+  rows = {'train': np.arange(160), 'valid': np.arange(160, 200), 'test': np.arange(200, 240)}
+  settings = Protocol(runs=2, max_epochs=1)
+  given = protocol.run(features, targets, protocol.problems_of(targets, [rows], 2, 42), protocol=settings)
+  drawn = protocol.problems_of(targets, [rows | {'train': np.arange(200), 'valid': np.arange(0)}], 2, 42)
+  assert [len(problem.valid) for problem in drawn] == [20, 20] and set(drawn[0].valid) != set(drawn[1].valid)
+  for outcomes, scaled_by in ((given, 160), (protocol.run(features, targets, drawn, protocol=settings), 200)):
+    for outcome in outcomes:
+      np.testing.assert_allclose(outcome.mean, features[:scaled_by].mean(0), rtol=1e-5)
+      np.testing.assert_allclose(outcome.deviation, features[:scaled_by].std(0), rtol=1e-5)
+
+
+def test_three_runs_have_the_seeds_42_43_and_44_in_every_fold():
+  features, targets = easy(noise=4.0)
+  rows = {'train': np.arange(160), 'valid': np.arange(0), 'test': np.arange(160, 240)}
+  problems = protocol.problems_of(targets, [rows, rows], Protocol().runs, protocol.SEED)
+  both = protocol.run(features, targets, problems, protocol=Protocol(max_epochs=3))
+  assert [problem.run for problem in problems] == [0, 1, 2, 0, 1, 2]
+  for i, seed in enumerate((42, 43, 44)):
+    np.testing.assert_array_equal(both[i].scores, both[3 + i].scores)
+    problem, = protocol.problems_of(targets, [rows], 1, seed)
+    alone, = protocol.run(features, targets, [problem], seed=seed, protocol=Protocol(max_epochs=3))
+    np.testing.assert_allclose(both[i].scores, alone.scores, atol=1e-5)
+    np.testing.assert_array_equal(problem.valid, problems[i].valid)
+
+
+def test_the_defaults_everywhere_are_the_papers():
+  expected = dict(runs=3, learning_rate=3e-5, weight_decay=1e-8, batch_size=200, max_epochs=200, patience=20)
+  config = get_config()
+  assert config.protocol.to_dict() == Protocol()._asdict() == expected and config.seed == 42
+
+
+def test_cross_entropy_is_divided_by_the_number_of_classes():
+  params = {'kernel': np.zeros((50, 3), np.float32), 'bias': np.zeros(50, np.float32)}
+  found = protocol.loss(params, np.ones((4, 3)), np.eye(50)[:4], np.ones(4), multi_label=False)
+  np.testing.assert_allclose(found, np.log(50) / 50, rtol=1e-6)
 
 
 def test_constant_features_and_intervals():
@@ -129,7 +193,7 @@ def test_scores_are_those_of_scikit_learn_within_a_point():
   features, targets = easy(n=2400, classes=12, width=24, noise=6.0)
   problems = protocol.problems_of(targets, [{'train': np.arange(1200), 'valid': np.arange(0), 'test': np.arange(
       1200, 2400)}], runs=3, seed=0)
-  ours = protocol.run(features, targets, problems, seed=0, learning_rate=3e-3, max_epochs=60, patience=10)
+  ours = protocol.run(features, targets, problems, seed=0, protocol=Protocol(learning_rate=3e-3, max_epochs=60, patience=10))
   labels = targets.argmax(axis=1)
   theirs = [by_scikit_learn(features, labels, problem, seed, learning_rate=3e-3, max_epochs=60, patience=10)
             for seed, problem in enumerate(problems)]
@@ -138,7 +202,7 @@ def test_scores_are_those_of_scikit_learn_within_a_point():
 
 
 def by_scikit_learn(features, labels, problem, seed, *, learning_rate, max_epochs, patience) -> float:
-  mean, deviation = protocol.scaler(features[problem.train])
+  mean, deviation = protocol.scaler(features[problem.scaled_by])
   x, classes = (features - mean) / deviation, np.unique(labels)
   model = MLPClassifier(hidden_layer_sizes=(), alpha=1e-8, learning_rate_init=learning_rate, batch_size=200,
                         random_state=seed)

@@ -18,9 +18,9 @@ def by_name(rows):
   return {(row.split, row.file_name): row for row in rows}
 
 
-def test_label_captions_follow_the_papers_wording():
+def test_label_captions_are_those_of_the_authors_data_preparation():
   assert label_caption(['A']) == 'The sound of A.'
-  assert label_caption(['A', 'B']) == 'The sound of A and B.'
+  assert label_caption(['A', 'B']) == 'The sound of A, and B.'
   assert label_caption(['A', 'B', 'C']) == 'The sound of A, B, and C.'
   with pytest.raises(ValueError):
     label_caption([])

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from m2d_clap_jax.train.optim import FINE_TUNING
+from m2d_clap_jax.train.optim import FINE_TUNING, make_optimizer
 from m2d_clap_jax.train.schedule import cosine_behind_warmup, warmup_cosine
 
 STEPS = 12
@@ -73,6 +73,15 @@ def test_sgd_and_lars_as_it_ran_are_plain_momentum():
 def test_true_lars_adapts_matrices_and_leaves_biases():
   check('lars', plain(lars_step), weight_decay=0.01, trust_coefficient=0.02)
   assert np.abs(ours('lars')['kernel'] - ours('sgd')['kernel']).max() > 0.1  # also where nothing decays
+
+
+def test_weight_decay_spares_the_temperature_biases_and_scales_and_not_tokens():
+  params = {'logit_scale': jnp.float32(2.66), 'bias': jnp.ones(3), 'scale': jnp.ones(3), 'kernel': jnp.ones((3, 3)),
+            'cls_token': jnp.ones((1, 1, 3))}
+  tx = make_optimizer(lambda step: 0.1, weight_decay=0.05)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  moved = {name for name, update in updates.items() if np.abs(update).max() > 0}
+  assert moved == {'kernel', 'cls_token'}
 
 
 def test_amsgrad_keeps_the_largest_moment_and_decays_everything():

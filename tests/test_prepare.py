@@ -56,7 +56,7 @@ def test_tfds_reads_the_folder(mixed):
   assert train['sub/b.flac']['labels'].tolist() == [b'rain', b'wind', b'sea']
   assert train['long.wav']['logmel'].shape == (80, 201)
   (test,) = tfds.as_numpy(builder.as_dataset(split='test'))
-  assert test['captions'].tolist() == [b'The sound of flute and pipe.']
+  assert test['captions'].tolist() == [b'The sound of flute, and pipe.']
 
 
 def test_embeddings_are_those_of_the_text_encoder(mixed):

@@ -269,7 +269,7 @@ def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_p
   config.evals = ConfigDict({
       'sound': {'kind': 'zeroshot'}, 'probe': {'kind': 'logistic'}, 'found': {'kind': 'retrieval'},
       'tags': {'kind': 'zeroshot', 'multi_label': True, 'template': ('{}', '{} can be heard')},
-      'linear': {'kind': 'linear', 'runs': 2, 'learning_rate': 1e-2, 'max_epochs': 40}})
+      'linear': {'kind': 'linear', 'protocol': {'runs': 2, 'learning_rate': 1e-2, 'max_epochs': 40}}})
   pretrain.run(config, tmp_path / 'run')
   rows = losses(tmp_path / 'run')
   assert rows[20]['sound/chance'] == 0.5

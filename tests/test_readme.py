@@ -35,6 +35,7 @@ def here(tmp_path_factory):
   text = next(text for _, text in BLOCKS if text.startswith('file_name,caption'))
   (root / 'clips.csv').write_text(text)
   save_model(root / 'runs' / 'clips')
+  save_model(root / 'm2d_clap_vit_base-80x608p16x16-240128')  # what is here is taken before the network
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(root)
     command, = [line for line in LINES if line.startswith('m2d-clap prepare')]

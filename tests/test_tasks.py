@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.tasks.metadata import check_classes, open_task, read_metadata, unnamed
+from m2d_clap_jax.tasks.metadata import check_all_have, check_classes, open_task, read_metadata, unnamed
 from m2d_clap_jax.tasks.table import PAPER, TASKS
 
 
@@ -32,17 +32,68 @@ def test_a_comma_in_any_label_makes_a_task_multi_label(tmp_path):
   assert [len(part) for part in task.splits().values()] == [1, 1, 1]
 
 
-def test_captions_of_the_table_and_of_a_template(tmp_path):
-  root = write(tmp_path, 'file_name,label,split\na.wav,ANG,train\nb.wav,SAD,test\n', 'cremad.csv')
-  assert open_task('cremad', root).captions == ('angry person talking', 'someone talking sadly')
-  assert open_task('cremad', root, template='a {} voice').captions == ('a ANG voice', 'a SAD voice')
+HEARD = {
+    'cremad': {'ANG': 'angry person talking', 'DIS': 'someone talking in disgust',
+               'FEA': 'someone talking with a sense of fear', 'HAP': 'someone talking happily and joyfully',
+               'NEU': 'someone talking calmly', 'SAD': 'someone talking sadly'},
+    'gtzan': {'hiphop': 'hiphop music', 'rock': 'rock music'},
+    'nsynth': {'bass': 'the musical instrument sound of bass', 'synth_lead': 'the musical instrument sound of synth lead'},
+}
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_zero_shot_captions_of_every_task_end_in_can_be_heard(name, tmp_path):
+  heard = HEARD.get(name, {'dog_bark': 'dog bark', 'rain': 'rain'})
+  rows = [f'a{i}.wav,{label},test' for i, label in enumerate(heard)]
+  root = write(tmp_path, '\n'.join(['file_name,label,split', *rows]), f'{name}.csv', [row.split(',')[0] for row in rows])
+  assert open_task(name, root).captions == tuple(f'{heard[label]} can be heard' for label in sorted(heard))
+  assert open_task(name, root, template='a {} sound').captions == tuple(
+      f'a {label.replace("_", " ")} sound' for label in sorted(heard))
+
+
+@pytest.mark.parametrize('name, seconds, metric', [
+    ('esc50', 5.0, 'accuracy'), ('us8k', 4.0, 'accuracy'), ('spcv2', 1.0, 'accuracy'), ('vc1', 8.2, 'accuracy'),
+    ('voxforge', 5.8, 'accuracy'), ('cremad', 2.5, 'accuracy'), ('gtzan', 30.0, 'accuracy'), ('nsynth', 4.0, 'accuracy'),
+    ('surge', 4.0, 'accuracy'), ('fsd50k', 7.6358, 'mAP'), ('as20k', 10.0, 'mAP'), ('as', 10.0, 'mAP'),
+    ('audiocaps', 10.0, 'accuracy'), ('clotho', 30.0, 'accuracy'), ('mine', 2.0, 'accuracy')])
+def test_the_table_decides_what_is_scored_whatever_the_commas(name, seconds, metric, tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,dog,train\nb.wav,rain,test\n', f'{name}.csv')
+  task = open_task(name, root, seconds=2.0 if name == 'mine' else None)
+  assert (task.seconds, task.metric, task.multi_label) == (seconds, metric, metric == 'mAP')
+
+
+def test_several_labels_where_the_table_has_accuracy_are_told(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,dog,train\nb.wav,"dog,rain",test\n')
+  with pytest.raises(UserError, match=r'esc50: is scored by accuracy, .* b.wav has 2 \(dog, rain\)'):
+    open_task('esc50', root)
+
+
+def test_a_split_called_val_is_valid(tmp_path):
+  root = write(tmp_path, 'file_name,label,split\na.wav,dog,train\nb.wav,rain,val\nc.wav,dog,test\n')
+  assert [clip.file for clip in open_task('esc50', root).splits()['valid']] == ['b.wav']
+
+
+def test_labels_and_captions_stand_side_by_side(tmp_path):
+  root = write(tmp_path, 'file_name,label,caption,split\na.wav,dog,barking,train\na.wav,dog,woof,train\n'
+                         'b.wav,rain,it rains,test\nc.wav,,silence,test\n', 'clotho.csv')
+  task = open_task('clotho', root)
+  assert task.clips[0].labels == ('dog',) and task.clips[0].captions == ('barking', 'woof')
+  assert task.classes == ('dog', 'rain') and task.metric == 'accuracy' and task.seconds == 30
+  assert open_task('clotho', root, whole=True).seconds is None
+  check_all_have(task, 'captions')
+  with pytest.raises(UserError, match='clotho: 1 of 3 clips have no labels, such as c.wav: complete'):
+    check_classes(task)
+  with pytest.raises(UserError, match='config.data.seconds=3: retrieval is of whole clips'):
+    open_task('clotho', root, whole=True, seconds=3)
 
 
 def test_several_captions_of_a_clip_make_a_retrieval_task(tmp_path):
   root = write(tmp_path, 'file_name,caption,split\na.wav,"a dog, barking",test\na.wav,woof,test\nb.wav,rain,test\n',
                'clotho.csv')
   task = open_task('clotho', root)
-  assert task.metric == 'retrieval' and task.clips[0].captions == ('a dog, barking', 'woof') and not task.classes
+  assert task.clips[0].captions == ('a dog, barking', 'woof') and not task.classes
+  with pytest.raises(UserError, match='clotho: has no labels: add the column label to its CSV, or use configs/retrieval'):
+    check_classes(task)
 
 
 @pytest.mark.parametrize('text, message', [
@@ -51,7 +102,7 @@ def test_several_captions_of_a_clip_make_a_retrieval_task(tmp_path):
     ('', 'no rows'),
     ('file_name,label,split\na.wav,x,eval\n', "line 2: split 'eval' is none of"),
     ('file_name,label,fold\na.wav,x,one\n', "line 2: fold 'one' is no number"),
-    ('file_name,label,split\na.wav,,train\n', 'line 2: file_name or label is empty'),
+    ('file_name,label,split\na.wav,,train\n', 'line 2: file_name or label is empty: complete'),
     ('file_name,label,split\na.wav,x,train\na.wav,y,test\n', 'line 3: a.wav was in train above and is in test'),
 ])
 def test_wrong_metadata_is_told_by_line(text, message, tmp_path):
@@ -77,7 +128,7 @@ def test_the_table_has_every_task_of_the_papers_numbers():
 
 @pytest.mark.parametrize('rows, message', [
     ('split\na.wav,dog,train\nb.wav,cat,train\nc.wav,rain,test\n', "c.wav in test has the label 'rain', which no training"),
-    ('split\na.wav,dog,train\nb.wav,"dog,rain",valid\nc.wav,dog,test\n', "b.wav in valid has the label 'rain'"),
+    ('split\na.wav,dog,train\na2.wav,cat,train\nb.wav,rain,valid\nc.wav,dog,test\n', "b.wav in valid has the label 'rain'"),
     ('fold\na.wav,dog,1\nb.wav,rain,1\nc.wav,dog,1\n', 'has no train clips when fold 1 is the test'),
     ('split\na.wav,dog,train\nb.wav,rain,train\nc.wav,dog,valid\n', 'has no test clips'),
     ('split\na.wav,dog,train\nb.wav,dog,train\nc.wav,dog,test\n', "the one label 'dog'"),
@@ -97,11 +148,12 @@ def test_labels_of_one_fold_alone_are_told_and_kept(tmp_path):
 
 def test_names_of_audioset_stand_for_its_identifiers(tmp_path):
   root = write(tmp_path, 'file_name,label,split\na.wav,"/m/09x0r,/t/dd00003",train\nb.wav,/m/09x0r,test\n', 'as20k.csv')
-  assert unnamed(open_task('as20k', root)) == '/m/09x0r'
+  assert unnamed(open_task('as20k', root)) == '/m/09x0r can be heard'
   names = tmp_path / 'class_labels_indices.csv'
   names.write_text('index,mid,display_name\n0,/m/09x0r,Speech\n1,/t/dd00003,"Male singing, loud"\n')
   task = open_task('as20k', root, names=str(names))
-  assert task.captions == task.names == ('Speech', 'Male singing, loud') and not unnamed(task)
+  assert task.names == ('Speech', 'Male singing, loud') and not unnamed(task)
+  assert task.captions == ('Speech can be heard', 'Male singing, loud can be heard')
   names.write_text('index,display_name\n0,Speech\n')
   with pytest.raises(UserError, match="has no column 'mid'"):
     open_task('as20k', root, names=str(names))

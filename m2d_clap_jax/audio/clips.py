@@ -1,4 +1,5 @@
 """What people pass as audio, as a list of clips: arrays of any kind, files, alone or many."""
+import numbers
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from m2d_clap_jax.audio import decode
+from m2d_clap_jax.audio.integrity import HIGHEST_RATE, LOWEST_RATE
 from m2d_clap_jax.errors import UserError
 
 MOST_CHANNELS = 32
@@ -28,13 +30,16 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
   """One array, a batch, a list of arrays of different lengths, a path or a list of paths -> clips.
 
   Args:
-    waves: [S] one clip, [B, S] or [B, channels, S] a batch; or a list whose items are [S], [channels, S], [S, channels]
-      (channels is the shorter axis), paths or `AudioClip`s. Integers are scaled to [-1, 1], channels averaged.
+    waves: [S] one clip, [S, channels] one clip as soundfile reads it, [B, S] or [B, channels, S] a batch; or a list
+      whose items are [S], [channels, S], [S, channels] (channels is the shorter axis), paths or `AudioClip`s. Integers
+      are scaled to [-1, 1], channels averaged.
     sample_rate: of the arrays, Hz; files know their own.
 
   Raises:
-    UserError: names the item that is empty, holds NaN or infinity, or is no audio.
+    UserError: names the item that is empty, holds NaN, infinity or 16-bit samples as floats, or is no audio; or the
+      rate, which is in kHz or none at all.
   """
+  sample_rate = _checked_rate(sample_rate)
   if isinstance(waves, (str, os.PathLike)):
     items: list = [waves]
   elif isinstance(waves, (list, tuple)) and not (len(waves) and isinstance(waves[0], (int, float))):
@@ -43,10 +48,21 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
     array = np.asarray(waves)
     if not 1 <= array.ndim <= 3:
       raise UserError(f'audio of shape {array.shape} is not understood: use [S], [B, S], [B, channels, S], or a list')
-    items = [array] if array.ndim == 1 else list(array)
+    items = [array] if array.ndim == 1 or _is_interleaved(array) else list(array)
   if not items:
     raise UserError('no audio was given: the list is empty')
   return [_as_clip(i, item, sample_rate) for i, item in enumerate(items)]
+
+
+def _is_interleaved(array: np.ndarray) -> bool:
+  """Whether a two-dimensional array is one clip [S, channels] rather than a batch [B, S] of clips of a few samples."""
+  return array.ndim == 2 and array.shape[1] <= MOST_CHANNELS < array.shape[0]
+
+
+def _checked_rate(rate) -> int:
+  if not (isinstance(rate, numbers.Real) and LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+    raise UserError(f'sample_rate={rate!r}: give a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}, as in 44100')
+  return int(rate)
 
 
 def _as_clip(i: int, item, sample_rate: int) -> AudioClip:
@@ -71,4 +87,7 @@ def _as_clip(i: int, item, sample_rate: int) -> AudioClip:
     raise UserError(f'{name}: {error}') from None
   if not np.isfinite(wave).all():
     raise UserError(f'{name} holds NaN or infinite samples: repair it or leave it out')
+  if (loudest := np.abs(wave).max()) > decode.LOUDEST:
+    raise UserError(f'{name} holds samples up to {loudest:.4g} where full scale is 1: are they 16-bit samples as floats? '
+                    'Divide them by 32768')
   return AudioClip(name, wave, sample_rate)

@@ -1,19 +1,19 @@
-"""Decode and resample recordings: wav, flac, ogg (vorbis, opus), mp3 and whatever else libsndfile reads."""
+"""Decode and resample recordings: whatever libsndfile or FFmpeg reads, from wav and mp3 to m4a, webm and amr."""
 
 import io
 import math
+import os
 
 import numpy as np
 import soundfile
 import soxr
 
-from m2d_clap_jax.audio import integrity
+from m2d_clap_jax.audio import integrity, readers
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, is_remote, read_bytes, write_bytes
 
-_BLOCK = 1 << 18  # frames decoded at a time, so that an hour of surround sound is never in memory as such
 _MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not meet an artificial end
-_LOUDEST = 1e6  # float files hold [-1, 1], some the range of int16; far more is not sound, and its power overflows
+LOUDEST = 1e3  # where full scale is 1: above are 16-bit samples in floats, whose level would be wrong by 90 dB
 
 
 class AudioError(UserError):
@@ -50,6 +50,8 @@ def stream(path, sample_rate, max_seconds=None):
   """
   path = as_path(path)
   try:
+    if not is_remote(path) and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # a pipe may never open
+      raise AudioError(f'{path}: is not a regular file; correct the path or drop its row')
     # Of a store in one piece: libsndfile takes a failure to read on for the end of the file.
     with io.BytesIO(read_bytes(path)) if is_remote(path) else path.open('rb') as file:
       size = file.seek(0, io.SEEK_END)
@@ -61,9 +63,6 @@ def stream(path, sample_rate, max_seconds=None):
     raise
   except integrity.Damaged as error:
     raise AudioError(f'{path}: {error}; replace it or drop its row') from None
-  except soundfile.LibsndfileError as error:
-    raise AudioError(f'{path}: not readable as audio ({_one_line(error.error_string)}); convert it to wav or flac, '
-                     'or drop its row') from None
   except FileNotFoundError:
     raise AudioError(f'{path}: no such file; correct the path or drop its row') from None
   except IsADirectoryError:
@@ -89,7 +88,7 @@ def as_mono(wave, channel_axis=None):
     raise ValueError(f'channel_axis={channel_axis} does not fit a wave of shape {wave.shape}')
   if wave.dtype == np.uint8:
     wave = (wave.astype(np.float32) - 128) / 128
-  elif wave.dtype in (np.int8, np.int16, np.int32):
+  elif wave.dtype.kind == 'i' and wave.dtype.itemsize <= 4:  # of either byte order
     wave = wave.astype(np.float32) / np.float32(2.0 ** (8 * wave.dtype.itemsize - 1))
   elif not np.issubdtype(wave.dtype, np.floating):
     # No recording has 64 bits: such are 16-bit samples in a wider type, and scaled by their type would be silence.
@@ -107,39 +106,28 @@ def resample(wave, from_rate, to_rate):
 
 def _decode(file, sample_rate, max_seconds):
   """An open file -> mono waves [S] at sample_rate, which follow each other."""
-  reason = integrity.cut_off(file)
-  if reason:
-    raise integrity.Damaged(reason)
-  with soundfile.SoundFile(file) as sound:
-    rate = sound.samplerate
-    if not 1000 <= rate <= 1_000_000:
-      raise integrity.Damaged(f'its header is damaged (sample rate {rate} Hz)')
-    integrity.check_header(sound)
-    wanted = math.inf if max_seconds is None else math.ceil(max_seconds * rate)
+  seconds, given = 0.0, 0
+  for sound in readers.open_sounds(file):
     resampler = None
-    if rate != sample_rate:
-      resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype='float32', quality='HQ')
-    count, given, ended = 0, 0, False
-    while count < wanted and not ended:
-      asked = int(min(_BLOCK, wanted - count))
-      block = sound.read(asked, dtype='float32', always_2d=True)  # S channels
-      ended = len(block) < asked  # the end, or a hole: reading on past a hole would join what does not belong together
-      if not len(block):
-        break
-      if not (block.max() < _LOUDEST and block.min() > -_LOUDEST):  # also true for NaN
-        raise integrity.Damaged('holds samples that are NaN, infinite or beyond any sound')
-      count += len(block)
+    if sound.rate != sample_rate:
+      resampler = soxr.ResampleStream(sound.rate, sample_rate, 1, dtype='float32', quality='HQ')
+    wanted = math.inf if max_seconds is None else math.ceil((max_seconds - seconds) * sound.rate)
+    for block in sound.blocks(wanted):
+      if not (block.max() < LOUDEST and block.min() > -LOUDEST):  # also true for NaN
+        raise integrity.Damaged(f'holds samples that are NaN, infinite or beyond {LOUDEST:.0f} where full scale is 1')
+      seconds += len(block) / sound.rate
       # Added channel by channel: five times as fast as block.mean(1).
       mono = sum(block[:, c] for c in range(1, block.shape[1])) + block[:, 0]
-      mono /= block.shape[1]
+      mono = mono / block.shape[1]
       mono = resampler.resample_chunk(mono) if resampler else mono
       given += len(mono)
       yield mono
-    integrity.check_count(file, sound, count, ended)
-  if resampler:
-    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-    given += len(rest)
-    yield rest
+    if resampler:
+      rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+      given += len(rest)
+      yield rest
+    if max_seconds is not None and seconds >= max_seconds:
+      break
   if not given:
     raise integrity.Damaged('is shorter than one sample at the wanted rate')
 

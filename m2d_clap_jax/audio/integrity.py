@@ -1,77 +1,217 @@
-"""Tell a damaged recording from a whole one.
+"""Tells a damaged recording from a whole one.
 
-libsndfile reads what is left of a file that was cut off and says nothing; a download that broke would then become a
-training example of the wrong sound. Each container gives it away differently.
+Decoders read what is left of a file that was cut off, or the first of two that were joined, and say nothing; a download
+that broke would then become a training example of the wrong sound. Each container gives it away differently.
 """
-
 import io
 import re
 
+LOWEST_RATE, HIGHEST_RATE = 250, 2_000_000  # Hz: from loggers of whales to those of bats
+
 # What recorders that write to a pipe put where the length would stand: the length is unknown, nothing is missing.
 _UNKNOWN_LENGTH = 0x7FF00000
-# libsndfile's own report on a wav or aiff file whose header promises more bytes than there are.
-_SHORT_DATA = re.compile(r'^\s*(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)', re.MULTILINE)
+# libsndfile's own report on a header that states another size than there is.
+_SIZES = re.compile(r'(\d+) \(?should be (\d+)', re.MULTILINE)
+_FRAMES = re.compile(r'^\s*Frames\s*: (\d+)', re.MULTILINE)
+_NIST_FRAMES = re.compile(rb'sample_count -i (\d+)')
+_MAT5_BLOCK = re.compile(r'^\s*Type : 9\s+Size : (\d+)', re.MULTILINE)
 _MP3_SLACK = 2 * 1152  # samples: encoder delay and padding make the length of an mp3 uncertain by about a frame
-_MP3_READ = 0.9  # part of an mp3 file that must have been read at its supposed end; tags may follow
-_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest page of an Ogg file
+_SECONDS_SLACK = 0.25  # of what FFmpeg decodes: delays of encoders, and rounded durations
+
+# How recordings begin, in enough bytes not to come about by chance.
+_HEADS = [re.compile(head, re.DOTALL) for head in (
+    rb'RIFF....WAVE', rb'RF64....WAVE', rb'FORM....AIF[FC]', rb'FORM....(?:8SVX|16SV)', rb'\.snd\x00\x00.{6}\x00\x00',
+    rb'caff\x00\x01\x00\x00desc', rb'fLaC[\x00\x80]\x00\x00\x22', rb'riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb',
+    rb'\x1aE\xdf\xa3.{1,8}\x42\x86', rb'\x30\x26\xb2\x75\x8e\x66\xcf\x11', rb'\x00..[\x00-\x40]ftyp[ -~]{4}')]
+# Containers of frames alone, whose length FFmpeg estimates.
+_WITHOUT_LENGTH = {'mp3', 'aac', 'ac3', 'eac3', 'dts', 'loas', 'amr', 'mpeg', 'mpegts'}
+_CHUNK = 1 << 20
 
 
 class Damaged(Exception):
   """What is wrong with the recording, as the end of a sentence that begins with its name."""
 
 
-def cut_off(file):
-  """The reason if an open Ogg file ends in the middle of a page, else None; leaves the file at its start."""
-  head = file.read(4)
-  size = file.seek(0, io.SEEK_END)
-  reason = None
-  if head == b'OggS':
-    file.seek(max(0, size - _OGG_PAGE))
-    tail = file.read()
-    page = tail[tail.rfind(b'OggS'):]
-    lengths = page[27:27 + page[26]] if len(page) > 26 else b''
-    if len(page) < 27 or len(lengths) < page[26] or len(page) < 27 + page[26] + sum(lengths):
-      reason = 'is cut off (its last page is incomplete)'
-  file.seek(0)
-  return reason
+def check_rate(rate: int):
+  """Raises Damaged for a rate at which nobody records."""
+  if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+    raise Damaged(f'its header is damaged (sample rate {rate} Hz)')
 
 
-def check_header(sound):
-  """Raises Damaged if an open `soundfile.SoundFile` has no samples, or fewer bytes of them than its header promises."""
-  if not sound.frames:
-    raise Damaged('holds no samples')
-  found = _SHORT_DATA.search(sound.extra_info)
-  if found:
-    promised, there = map(int, found.groups())
-    if there < promised < _UNKNOWN_LENGTH:
-      raise Damaged(f'is cut off ({there} of {promised} bytes of samples)')
+def states_length(file, sound) -> bool:
+  """Whether libsndfile knows, and does not estimate, how long an open `soundfile.SoundFile` is."""
+  if sound.format in ('MP3', 'MPEG'):
+    here = file.tell()
+    stated = _mp3_layout(file)[1] is not None
+    file.seek(here)  # libsndfile reads on from there
+    return stated
+  return sound.frames < 1 << 40
 
 
-def check_count(file, sound, count, ended):
-  """Raises Damaged if a decoder stopped early: `count` samples per channel came, and `ended` if then no more."""
+def check_header(file, sound):
+  """Raises Damaged if an open `soundfile.SoundFile` has fewer samples than its header states."""
+  report = sound.extra_info
+  size = _size(file)
+  for stated, there in (map(int, found) for found in _SIZES.findall(report)):
+    if there < stated < _UNKNOWN_LENGTH:
+      raise Damaged(f'is cut off ({there} of {stated} bytes of samples)')
+  frames = [int(text) for text in _FRAMES.findall(report)]
+  if sound.format == 'NIST':
+    frames += [int(text) for text in _NIST_FRAMES.findall(_head(file, 1024))]
+  for stated in frames:
+    if sound.frames < stated < _UNKNOWN_LENGTH:
+      raise Damaged(f'is cut off ({sound.frames} of {stated} samples)')
+  if 'truncated' in report or any(int(text) > size for text in _MAT5_BLOCK.findall(report)):
+    raise Damaged('is cut off (it holds less than its header states)')
+
+
+def check_count(file, sound, count: int, ended: bool):
+  """Raises Damaged if a decoder stopped early, or another recording follows: `count` samples per channel came, and
+  `ended` if then no more."""
   if not count:
     raise Damaged('holds no samples that can be decoded')
   if not ended:
     return
-  slack = 0
-  if sound.format in ('MP3', 'MPEG'):
-    here, size = file.tell(), file.seek(0, io.SEEK_END)
-    if not _mp3_states_length(file):  # libsndfile estimates the length from the first frame, and stops there
-      if here < _MP3_READ * size:
-        raise Damaged('is an mp3 of varying bit rate that does not state its length; convert it to wav or flac')
-      return
-    slack = _MP3_SLACK
-  if count + slack < sound.frames < 1 << 40:  # a decoder that does not know the length reports an enormous one
+  slack = _MP3_SLACK if sound.format in ('MP3', 'MPEG') else 0
+  if count + slack < sound.frames:
     raise Damaged(f'is cut off or corrupt ({count} of {sound.frames} samples can be decoded)')
+  if slack:
+    _check_mp3_alone(file)
+  elif sound.format != 'OGG':  # whose chains are read link by link
+    start = _head(file, 16)
+    _check_alone(file, _known_head(start) or re.compile(re.escape(start), re.DOTALL))
 
 
-def _mp3_states_length(file):
-  """Whether an mp3 opens with a Xing or Info frame, which counts the frames."""
-  file.seek(0)
-  head = file.read(10)
-  start = 0
-  if head[:3] == b'ID3':  # the tag's length: four bytes of seven bits
-    start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+def _check_mp3_alone(file):
+  """After the frames whose number of bytes an mp3 states, tags and pictures may follow, but no other frames."""
+  start, size = _mp3_layout(file)
+  if not size:
+    return
+  file.seek(start)
+  first = file.read(2)
+  file.seek(_skip_id3(file, start + size))
+  if file.read(2) == first:
+    raise Damaged(_joined(start + size))
+
+
+def _mp3_layout(file) -> tuple[int, int | None]:
+  """-> where the first frame begins, and how many bytes of frames its Xing or Info header states: 0 where it does not
+  state them, None where there is no such header."""
+  start = _skip_id3(file, 0)
   file.seek(start)
   frame = file.read(400)
-  return b'Xing' in frame or b'Info' in frame
+  place = max(frame.find(b'Xing'), frame.find(b'Info'))
+  if place < 0:
+    return start, None
+  flags = int.from_bytes(frame[place + 4:place + 8], 'big')
+  offset = place + 8 + 4 * (flags & 1)
+  return start, int.from_bytes(frame[offset:offset + 4], 'big') if flags & 2 else 0
+
+
+def _skip_id3(file, start: int) -> int:
+  """Where a tag that begins at `start` ends; `start` itself where there is none."""
+  file.seek(start)
+  head = file.read(10)
+  if head[:3] != b'ID3' or len(head) < 10:
+    return start
+  return start + 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+
+
+def stated_seconds(container, stream) -> float | None:
+  """What an open PyAV container states of the length of a stream; None where it states nothing."""
+  if _WITHOUT_LENGTH & set(container.format.name.split(',')):
+    return None
+  if stream.duration:
+    return float(stream.duration * stream.time_base)
+  return container.duration / 1e6 if container.duration and len(container.streams) == 1 else None
+
+
+def check_decoded(file, seconds: float, stated: float | None):
+  """Raises Damaged if FFmpeg decoded nothing, the first of several recordings, or less than is stated."""
+  if not seconds:
+    raise Damaged('holds no samples that can be decoded')
+  start = _head(file, 16)
+  if head := _known_head(start):
+    _check_alone(file, head)
+  if start.startswith(b'caff'):
+    _check_caf(file)
+  if stated and seconds + _SECONDS_SLACK < stated:
+    raise Damaged(f'is cut off or corrupt ({seconds:.2f} of {stated:.2f} s can be decoded)')
+
+
+def _known_head(start: bytes) -> re.Pattern | None:
+  return next((head for head in _HEADS if head.match(start)), None)
+
+
+def _check_alone(file, head: re.Pattern):
+  """Raises Damaged if a file begins a second time, as `cat a.wav b.wav` makes it."""
+  file.seek(0)
+  place, before = 0, b''
+  while chunk := file.read(_CHUNK):
+    window = before + chunk
+    for found in head.finditer(window):
+      if at := place - len(before) + found.start():
+        raise Damaged(_joined(at))
+    place += len(chunk)
+    before = window[-16:]
+
+
+def _check_caf(file):
+  """Raises Damaged if a chunk of a CAF file is longer than the file."""
+  place, size = 8, _size(file)
+  while place + 12 <= size:
+    file.seek(place + 4)
+    length = int.from_bytes(file.read(8), 'big', signed=True)
+    if length < 0:  # that of the last chunk, written to a pipe
+      return
+    place += 12 + length
+  if place > size:
+    raise Damaged(f'is cut off ({size} of {place} bytes)')
+
+
+def _joined(byte: int) -> str:
+  return f'holds more than one recording (another begins at byte {byte}; take them apart)'
+
+
+def ogg_links(file) -> list[tuple[int, int]]:
+  """Where the streams of a chained Ogg file (as recorders and radio captures write them) begin and end; of another
+  file, where that does. Leaves the file at its start.
+
+  Raises:
+    Damaged: the file ends in the middle of a page.
+  """
+  size, starts, place, in_head = _size(file), [0], 0, True
+  file.seek(0)
+  if file.read(4) != b'OggS':
+    file.seek(0)
+    return [(0, size)]
+  while place < size:
+    file.seek(place)
+    page = file.read(27 + 255)
+    if page[:4] != b'OggS':  # a hole, or something else at the end: the decoder will tell
+      break
+    count = page[26] if len(page) > 26 else 255
+    if len(page) < 27 + count or place + 27 + count + sum(page[27:27 + count]) > size:
+      raise Damaged('is cut off (its last page is incomplete)')
+    first = bool(page[5] & 2)  # of a logical stream
+    if first and not in_head:
+      starts.append(place)
+    in_head = first
+    place += 27 + count + sum(page[27:27 + count])
+  file.seek(0)
+  return list(zip(starts, [*starts[1:], size]))
+
+
+def _size(file) -> int:
+  here = file.tell()
+  size = file.seek(0, io.SEEK_END)
+  file.seek(here)
+  return size
+
+
+def _head(file, count: int) -> bytes:
+  here = file.tell()
+  file.seek(0)
+  head = file.read(count)
+  file.seek(here)
+  return head

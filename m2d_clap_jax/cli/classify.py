@@ -21,7 +21,7 @@ examples:
   m2d-clap classify street.wav --model fine_tuned/checkpoint-99.pth --multi_label
 
 Labels are made captions by --template. Several templates are averaged."""
-  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, ogg, opus, mp3 and others')
+  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
   p.add_argument('--labels', metavar='A,B,C|@FILE', help='labels, or @ and a text file with one on each line')
   p.add_argument('--template', action='append', metavar='TEXT',
                  help="caption of a label, which takes the place of {} (default: '{} can be heard'); may be repeated")
@@ -34,13 +34,13 @@ Labels are made captions by --template. Several templates are averaged."""
 
 
 def run(args):
-  from m2d_clap_jax.cli import audio_files
+  from m2d_clap_jax.audio import files
   labels = None if args.labels is None else read_labels(args.labels)
   if labels is None and args.template:
     raise UserError('--template belongs to --labels, which is missing')
   if labels is not None and args.multi_label:
     raise UserError("--multi_label is for the classes of a fine-tuned model's head; --labels has none")
-  names = audio_files.find(args.paths)
+  names = files.find(args.paths)
   model = model_options.open_pipeline(args)
   kind, labels, function = _by_labels(args, model, labels) if labels else _by_head(args, model)
   top = min(args.top or (len(labels) if args.json else SHOWN), len(labels))
@@ -48,8 +48,8 @@ def run(args):
   if not args.json:
     print(table.header())
   used = 0
-  for name, scores, reason, progress in audio_files.results(names, function):
-    name = audio_files.printable(name)
+  for name, scores, reason, progress in files.results(names, function):
+    name = files.printable(name)
     used += not reason
     if not reason:
       order = sorted(range(len(labels)), key=lambda i: -scores[i])[:top]
@@ -111,7 +111,7 @@ class _Table:
   """One line for each label of a file, with the file's name on the first."""
 
   def __init__(self, names, labels, kind):
-    from m2d_clap_jax.cli.audio_files import printable
+    from m2d_clap_jax.audio.files import printable
     self.kind = kind
     self.file_width = max(map(len, (*map(printable, names), 'file')))
     self.label_width = max(map(len, (*labels, 'label')))

@@ -1,5 +1,4 @@
 """`m2d-clap convert`: a model from any source as a portable folder, or as a checkpoint for the authors' tools."""
-import dataclasses
 import datetime
 import os
 
@@ -14,7 +13,8 @@ SRC -> the folder DST, which becomes a portable model (model.safetensors,
 config.json and a README.md that introduces it); with --to pth it receives
 the folder and file that the authors' PyTorch tools expect, as in
 DST/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-N.pth, where N is the
-number of updates made here."""
+number of updates made here; rate and text encoder are part of that name, as in
+...p16x16p16kpBpTI-YYMMDD."""
   p.epilog = """\
 examples:
   m2d-clap convert runs/clips exported --encoder_only
@@ -43,7 +43,7 @@ def run(args):
       raise UserError(f'{dst}: is SRC itself; give another folder')
   weights = read(args.src, **model_options.overrides(args))
   if args.encoder_only:
-    weights = encoder_only(weights)
+    weights = weights.encoder_only()
   if args.to == 'portable':
     out = save_portable(weights, dst)
   else:
@@ -52,15 +52,6 @@ def run(args):
       raise UserError(f'{place}: is there already; remove it or give another folder')
     out = save_pth(weights, dst, weights.step)
   print(f'{out}: {family(weights)}; pre-training can{"" if weights.complete else "not"} continue from it')
-
-
-def encoder_only(weights):
-  """Weights without predictor and target, which inference and fine-tuning do not need."""
-  trees = {tree: leaves for tree, leaves in weights.trees.items() if tree != 'target'}
-  trees['params'] = {path: value for path, value in trees['params'].items() if not path.startswith('predictor/')}
-  if 'tables' in trees:
-    trees['tables'] = {path: value for path, value in trees['tables'].items() if path != 'decoder_pos_embed'}
-  return dataclasses.replace(weights, trees=trees)
 
 
 def _check_is_free(folder):

@@ -33,11 +33,11 @@ def _embedded(pipeline, paths) -> tuple:
   """Files and folders -> (names of those that can be used, their embeddings [n, E])."""
   import numpy as np
 
-  from m2d_clap_jax.cli import audio_files
+  from m2d_clap_jax.audio import files
   if not paths:
     return ()
-  names = audio_files.find(paths)
-  found = {name: vector for name, vector, reason, _ in audio_files.results(names, pipeline.encode_audio) if not reason}
+  names = files.find(paths)
+  found = {name: vector for name, vector, reason, _ in files.results(names, pipeline.encode_audio) if not reason}
   if not found:
     raise UserError(f'--sounds: none of the {len(names)} files can be used, for the reasons above')
   return list(found), np.stack(list(found.values()))

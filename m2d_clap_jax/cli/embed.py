@@ -17,7 +17,7 @@ examples:
 What a .npz holds: files [n], embeddings [n, C]; with --frames, files [n] and
 for the file i frames/i [T, C], times/i [T] in ms. A .parquet has a row for each
 clip or frame: file, time_ms (of frames), embedding."""
-  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, ogg, opus, mp3 and others')
+  p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
   p.add_argument('-o', '--out', required=True, metavar='OUT', help='file to write: .npz or .parquet')
   kind = p.add_mutually_exclusive_group()
   kind.add_argument('--frames', action='store_true', help='a feature for each time column (of 160 ms for most models)')
@@ -26,9 +26,10 @@ clip or frame: file, time_ms (of frames), embedding."""
 
 
 def run(args):
-  from m2d_clap_jax.cli import audio_files, embedding_files
+  from m2d_clap_jax.audio import files
+  from m2d_clap_jax.cli import embedding_files
   writer_kind = embedding_files.writer_for(args.out)
-  names = audio_files.find(args.paths)
+  names = files.find(args.paths)
   rejected, count = [], 0
   with embedding_files.replacing(args.out) as temporary:
     model = model_options.open_pipeline(args)
@@ -36,11 +37,11 @@ def run(args):
     about = {'model': model.weights.source, 'fingerprint': model.fingerprint, 'sample_rate': model.sample_rate,
              'kind': 'frames' if args.frames else 'clap' if args.clap else 'clip'}
     with writer_kind(temporary, width, args.frames, about) as writer:
-      for name, result, reason, _ in audio_files.results(names, function):
+      for name, result, reason, _ in files.results(names, function):
         if reason:
-          rejected.append((audio_files.printable(name), reason))
+          rejected.append((files.printable(name), reason))
         else:
-          writer.add(audio_files.printable(name), *result)
+          writer.add(files.printable(name), *result)
           count += 1
       if not count:
         raise UserError(f'none of the {len(names)} files can be used (the first: {rejected[0][0]}: {rejected[0][1]}); '

@@ -12,7 +12,7 @@ PARTS = {'encoder': ('patch_embed', 'cls_token', 'encoder'), 'predictor': ('pred
 
 def add_arguments(p):
   p.description = 'What a model is: kind, sizes, parameters, input, statistics, text encoder, classes.'
-  p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128/checkpoint-300.pth'
+  p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128'
   p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
   p.add_argument('--json', action='store_true', help='for programs: one JSON object')
   model_options.add_overrides(p)
@@ -49,6 +49,7 @@ def describe(weights) -> dict:
       'grid': {'rows': rows, 'columns': columns},
       'clip_embedding': rows * network.width,
       'text_encoder': weights.text_encoder,
+      'logit_scale': _logit_scale(weights),
       'classes': _classes(weights),
       'pretraining_can_continue': weights.complete,
       'fingerprint': weights.fingerprint}
@@ -62,6 +63,13 @@ def _parts(weights) -> dict:
                        weights.trees.get('target')), ('text_encoder_not_in_total', weights.text)):
     sizes[part] = sum(np.size(value) for value in leaves.values()) if leaves else 0
   return {part: int(size) for part, size in sizes.items() if size}
+
+
+def _logit_scale(weights) -> dict | None:
+  """Of the CLAP head; files for inference may lack it, as embeddings do not depend on it."""
+  if weights.network().text_width is None:
+    return None
+  return {'value': round(float(weights.nested('params')['logit_scale']), 4), 'is_a_default': weights.default_logit_scale}
 
 
 def _classes(weights) -> list | None:

@@ -13,6 +13,7 @@ COMMANDS = {
     'embed': 'audio files -> embeddings in a .npz or .parquet file',
     'classify': 'audio files -> how well labels of your choice fit them',
     'demo': 'a page to try a model in a browser',
+    'models': 'the released models that are opened by their names',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
     'plot': 'curves of runs, and what a model attends to in a sound',

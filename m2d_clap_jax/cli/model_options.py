@@ -1,7 +1,8 @@
 """The options that say which model a command opens, and how; the same for every command that opens one."""
 import argparse
 
-KINDS = "a run's workdir, a portable folder, a .pth or a .safetensors file, or ORGANISATION/NAME on the Hugging Face Hub"
+KINDS = ("a run's workdir, a portable folder, a .pth or a .safetensors file, a released model's name (m2d-clap models), or "
+         'hf://ORGANISATION/NAME on the Hugging Face Hub')
 FIELDS = ('sample_rate', 'text_encoder', 'input_size', 'heads')
 
 

@@ -108,23 +108,23 @@ def _classes(pipeline, sounds, folder) -> list:
 
 def _features(pipeline, sounds):
   """-> clip embeddings [n, 5 * D], CLAP embeddings [n, E] or None, and the class of each of the usable sounds."""
-  from m2d_clap_jax.cli import audio_files
+  from m2d_clap_jax.audio import files
   if not os.path.isdir(sounds):
     raise UserError(f'{sounds}: no such folder: name one with sounds in a sub-folder for each class')
   owner = {}
-  for name in audio_files.find([sounds]):
+  for name in files.find([sounds]):
     part, _, rest = os.path.relpath(name, sounds).partition(os.sep)
     if rest:
       owner[name] = part
     else:
-      print(f'left out: {audio_files.printable(name)}: lies in no sub-folder', file=sys.stderr)
+      print(f'left out: {files.printable(name)}: lies in no sub-folder', file=sys.stderr)
   if not owner:
     raise UserError(f'{sounds}: has no sub-folders with sounds: put those of each class into a folder of its name')
 
   def both(clips):
     means, audio = pipeline.features(clips)
     return list(zip(means, [None] * len(means) if audio is None else audio))
-  usable = [(*result, owner[name]) for name, result, reason, _ in audio_files.results(list(owner), both) if not reason]
+  usable = [(*result, owner[name]) for name, result, reason, _ in files.results(list(owner), both) if not reason]
   if not usable:
     raise UserError(f'{sounds}: none of the sounds can be used, for the reasons above')
   means, audio, owners = zip(*usable)

@@ -3,9 +3,10 @@
 
 def add_arguments(p):
   p.description = """\
-Fetches the model NAME, ORGANISATION/NAME or ORGANISATION/NAME@REVISION, from
-the Hugging Face Hub and prints where it lies: the folder DST, or the Hub's
-cache. Commands and m2d_clap_jax.load also take NAME itself."""
+Fetches the model NAME from the Hugging Face Hub, ORGANISATION/NAME or
+ORGANISATION/NAME@REVISION with or without hf:// in front, and prints where it
+lies: the folder DST, or the Hub's cache. Commands and m2d_clap_jax.load also
+take hf://ORGANISATION/NAME itself."""
   p.epilog = """\
 example:
   m2d-clap pull ORGANISATION/NAME exported"""

@@ -3,10 +3,11 @@
 
 def add_arguments(p):
   p.description = """\
-The portable folder FOLDER (made by m2d-clap convert) becomes the model NAME,
-ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, of the Hugging Face Hub. Look
-at its README.md before (one is written where there is none): it is the model's public face, and the licence of the
-data that it was trained on is yours to state."""
+The portable folder FOLDER (made by m2d-clap convert) becomes the model NAME
+of the Hugging Face Hub: ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, with or
+without hf:// in front. Look at its README.md before (one is written where
+there is none): it is the model's public face, and the licence of the data that
+it was trained on is yours to state."""
   p.epilog = """\
 example:
   m2d-clap push exported ORGANISATION/NAME --private"""

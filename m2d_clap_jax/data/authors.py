@@ -3,7 +3,6 @@
 A dictionary is `np.save` of {id: [E] or [n, E] array}, that is, a pickle. Pickles execute code, so these are read by an
 unpickler that can build arrays, dicts, strings and numbers and nothing else.
 """
-import copy
 import hashlib
 import io
 import os
@@ -126,13 +125,6 @@ class Dictionaries:
     found = [self._find(part, row.file_name) for part in self._parts]
     found = [value for value in found if value is not None]
     return np.concatenate(found).astype(self._dtype) if found else None
-
-  def part(self, rows):
-    """The dictionaries for these rows alone: small enough to be sent to another machine."""
-    own = copy.copy(self)
-    own._parts = [{key: part[key] for row in rows for key in candidates(row.file_name) if key in part}  # pylint: disable=protected-access
-                  for part in self._parts]
-    return own
 
   @staticmethod
   def _find(part, name):

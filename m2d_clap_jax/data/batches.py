@@ -52,7 +52,7 @@ class TrainingBatches:
     return batch
 
 
-def pick_caption(clip: schema.Clip, u: float) -> np.ndarray:
+def pick_caption(clip: schema.Record, u: float) -> np.ndarray:
   """The embedding [C] of the caption that uniform `u` falls on."""
   return clip.caption_embeddings[int(u * len(clip.caption_embeddings))]
 

@@ -2,10 +2,12 @@
 
 All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. What they are to
 do lies in files there (`.beam/`), and the pipeline has the names alone: two million captions are hundreds of MB, and
-Dataflow takes a graph of 10 MB.
+Dataflow takes a graph of 10 MB. The files hold arrays and JSON, nothing that could run code when it is read.
 """
+import dataclasses
+import io
+import json
 import os
-import pickle
 import re
 import shlex
 import threading
@@ -13,12 +15,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.data import write
 from m2d_clap_jax.data.decoding import Pool
-from m2d_clap_jax.data.embeddings import CaptionBank
+from m2d_clap_jax.data.embeddings import CaptionBank, Lookup
+from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 
@@ -38,12 +42,13 @@ class _Embed(beam.DoFn):
     self._loaded = self._encoder()  # once a worker: it takes seconds
 
   def process(self, name):
-    self._make_block(*_read(name), self._loaded)
+    about, _ = _read(name)
+    self._make_block(about['number'], about['captions'], self._loaded)
     beam.metrics.Metrics.counter('m2d_clap', 'caption blocks').inc()
 
 
 class _Write(beam.DoFn):
-  """File of (Shard, its part of the caption embeddings) -> nothing; the shard and its sidecar are written."""
+  """File of a Shard and its caption embeddings (see `_shard_file`) -> nothing; the shard and its sidecar are written."""
 
   def __init__(self, out: str, source):
     self._out, self._source = out, source
@@ -56,15 +61,20 @@ class _Write(beam.DoFn):
     self._pool.__exit__()
 
   def process(self, name):
-    job, embeddings = _read(name)
-    if isinstance(embeddings, CaptionBank):
-      embeddings.share(self._blocks)
-    write.write_shard(self._out, job, self._pool.map(self._source.tasks(job.rows)), embeddings,
-                       beam.metrics.Metrics.counter('m2d_clap', 'files').inc,
-                       alone=False)  # a runner may try a shard again while a worker that it gave up is still at it
+    about, arrays = _read(name)
+    rows = [Row(**row) for row in about['rows']]
+    embeddings = None
+    if about['captions']:
+      embeddings = Lookup(about['captions']['folder'], about['captions']['places'], self._blocks)
+    elif arrays:
+      embeddings = lambda row: arrays[row.file_name]
+    write.write_shard(self._out, write.Shard(about['name'], rows, about['settings']),
+                      self._pool.map(self._source.tasks(rows)), embeddings,
+                      beam.metrics.Metrics.counter('m2d_clap', 'files').inc,
+                      alone=False)  # a runner may try a shard again while a worker that it gave up is still at it
 
 
-def run(out: str, jobs: list, source, parts: Iterable, options: str, blocks: Iterable = (),
+def run(out: str, jobs: list[write.Shard], source, bank: Callable | None, options: str,
         make_block: Callable | None = None, encoder: Callable | None = None):
   """Runs the pipeline and waits for it.
 
@@ -72,9 +82,9 @@ def run(out: str, jobs: list, source, parts: Iterable, options: str, blocks: Ite
     out: folder of the shards.
     jobs: list[Shard] to write.
     source: `prepare.Source`.
-    parts: for each job a picklable function of a Row -> its caption embeddings, or None.
+    bank: function of a Row -> its caption embeddings, or None. Of a CaptionBank the missing blocks are made first.
     options: of Beam, as on its command line ('--runner=DataflowRunner --project=...'); '' runs on this machine.
-    blocks, make_block, encoder: (number, captions) of the blocks of caption embeddings to make before all shards.
+    make_block, encoder: picklable functions that write one block of a CaptionBank, and that give the text encoder.
 
   Raises:
     UserError: options that Beam does not know, or whatever ended the pipeline.
@@ -83,10 +93,11 @@ def run(out: str, jobs: list, source, parts: Iterable, options: str, blocks: Ite
   work = os.path.join(out, '.beam')
   try:
     with _watched(out, len(jobs)):
-      blocks = list(blocks)
+      blocks = bank.missing([row for job in jobs for row in job.rows]) if isinstance(bank, CaptionBank) else []
       if blocks:  # a pipeline of its own: no shard may begin before all are there
-        _over(told, _kept(work, 'block', blocks), _Embed(make_block, encoder))
-      _over(told, _kept(work, 'shard', zip(jobs, parts)), _Write(out, source))
+        files = [({'number': i, 'captions': texts}, {}) for i, texts in blocks]
+        _over(told, _kept(work, 'block', files), _Embed(make_block, encoder))
+      _over(told, _kept(work, 'shard', (_shard_file(job, bank) for job in jobs)), _Write(out, source))
     _clean(out, work)
   except Exception as error:  # runners raise their own kinds, with the worker's traceback for a message
     raise _as_user_error(error) from error
@@ -97,18 +108,37 @@ def _over(options: PipelineOptions, names: list[str], function: beam.DoFn):
     _ = pipeline | beam.Create(names) | beam.Reshuffle() | beam.ParDo(function)
 
 
-def _kept(folder: str, kind: str, elements: Iterable) -> list[str]:
+def _shard_file(job: write.Shard, bank) -> tuple[dict, dict[str, np.ndarray]]:
+  """What a worker must know of a shard, as JSON data and arrays: where its captions are, or their embeddings."""
+  usable = [row for row in job.rows if not row.reason]
+  about = {'name': job.name, 'settings': job.settings, 'rows': [dataclasses.asdict(row) for row in job.rows],
+           'captions': None}
+  if isinstance(bank, CaptionBank):
+    about['captions'] = {'folder': bank.folder,
+                         'places': {text: bank.places[text] for row in usable for text in row.captions}}
+    return about, {}
+  return about, {row.file_name: bank(row) for row in usable} if bank else {}
+
+
+def _kept(folder: str, kind: str, elements: Iterable[tuple[dict, dict]]) -> list[str]:
   """Writes each element to a file of its own; returns the files' names."""
   def keep(numbered):
-    name = os.path.join(folder, f'{kind}-{numbered[0]:05d}.pickle')
-    paths.write_bytes(name, pickle.dumps(numbered[1], protocol=5), alone=True)
+    number, (about, arrays) = numbered
+    name = os.path.join(folder, f'{kind}-{number:05d}.npz')
+    # Arrays by number: file names may hold what the names of a zip file's members may not.
+    data = io.BytesIO()
+    np.savez(data, about=json.dumps(about), names=json.dumps(list(arrays)),
+             **{str(i): array for i, array in enumerate(arrays.values())})
+    paths.write_bytes(name, data.getvalue(), alone=True)
     return name
   with ThreadPoolExecutor(16) as pool:  # a store takes its time over each
     return list(pool.map(keep, enumerate(elements)))
 
 
-def _read(name: str):
-  return pickle.loads(paths.as_path(name).read_bytes())
+def _read(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+  with np.load(io.BytesIO(paths.read_bytes(name))) as content:
+    arrays = {key: content[str(i)] for i, key in enumerate(json.loads(str(content['names'])))}
+    return json.loads(str(content['about'])), arrays
 
 
 def _clean(out: str, work: str):

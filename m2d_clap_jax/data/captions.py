@@ -2,9 +2,8 @@
 
 
 def label_caption(labels):
-  """['A', 'B', 'C'] -> 'The sound of A, B, and C.'; two labels are joined by 'and' alone (paper, section 3.1)."""
+  """['A', 'B', 'C'] -> 'The sound of A, B, and C.'; two labels have the comma, too (the authors' data preparation)."""
   if not labels:
     raise ValueError('a caption needs at least one label')
-  if len(labels) < 3:
-    return f'The sound of {" and ".join(labels)}.'
-  return f'The sound of {", ".join(labels[:-1])}, and {labels[-1]}.'
+  *first, last = labels
+  return f'The sound of {", ".join(first)}, and {last}.' if first else f'The sound of {last}.'

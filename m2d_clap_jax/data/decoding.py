@@ -14,8 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 from m2d_clap_jax.errors import UserError
+
+MOST_SECONDS = 300.0  # that one file may take: a decoder in an endless loop must not hold up the rest
 
 
 class _Died(Exception):
@@ -33,12 +36,20 @@ class _Worker:
     """Returns (ok, result or reason). Raises _Died."""
     if self.process is None:
       self._start()
+    late = threading.Event()
+    timer = threading.Timer(MOST_SECONDS, lambda: (late.set(), self.process.kill()))
+    timer.start()
     try:
       pickle.dump(arguments, self.process.stdin, protocol=5)
       self.process.stdin.flush()
       return pickle.load(self.process.stdout)
     except (EOFError, OSError, pickle.UnpicklingError) as e:
-      raise _Died(self.stop()) from e
+      end = self.stop()
+      if late.is_set():
+        return False, f'decoding it took more than {MOST_SECONDS:.0f} s'
+      raise _Died(end) from e
+    finally:
+      timer.cancel()
 
   def stop(self):
     """Ends the process; returns how it ended, in words."""

@@ -3,7 +3,6 @@
 Blocks are a function of the set of captions alone. An encoder's last bits depend on what shares a batch with a caption,
 so a shard that is written after a restart, or by another machine, gets the same bytes only if the batches are the same.
 """
-import copy
 import hashlib
 import io
 import os
@@ -16,19 +15,45 @@ from m2d_clap_jax.errors import UserError
 BLOCK = 1024  # captions
 
 
-class CaptionBank:
-  """Looks up caption embeddings, kept in `folder/.captions-<fingerprint>/` while a preparation is unfinished."""
+class Lookup:
+  """Finds the embeddings of captions in the blocks of a folder.
+
+  Args:
+    folder: of the blocks.
+    places: {caption: its number among all captions}.
+    blocks: {number: array} of the blocks read from a store so far, to be shared; a store is asked once for each.
+  """
+
+  def __init__(self, folder: str, places: dict[str, int], blocks: dict[int, np.ndarray] | None = None):
+    self.folder, self.places = folder, places
+    self._blocks = {} if blocks is None else blocks
+
+  def __call__(self, row) -> np.ndarray:
+    """Row -> [n, E] in the stored dtype, in the order of its captions."""
+    places = [divmod(self.places[text], BLOCK) for text in row.captions]
+    return np.stack([self._block(i)[j] for i, j in places])
+
+  def _block(self, i: int) -> np.ndarray:
+    path = _path(self.folder, i)
+    if not paths.is_remote(path):  # opened each time: a million captions would be a thousand open files
+      return np.load(path, mmap_mode='r')
+    if i not in self._blocks:
+      with paths.local_copy(path) as name:
+        self._blocks[i] = np.load(name)
+    return self._blocks[i]
+
+
+class CaptionBank(Lookup):
+  """Makes caption embeddings and looks them up, in `folder/.captions-<fingerprint>/` while a preparation is unfinished."""
 
   def __init__(self, folder, captions, encoder, dtype):
-    self._encoder = encoder
-    self._dtype = np.dtype(dtype)
+    self.dtype, self._encoder = np.dtype(dtype), encoder
     self._texts = sorted(set(captions), key=lambda text: (len(text), text))
-    self._where = {text: i for i, text in enumerate(self._texts)}
     digest = hashlib.sha256(f'{encoder.weights_hash} {dtype} {BLOCK}'.encode())
     for text in self._texts:
       digest.update(text.encode() + b'\0')
-    self._folder = os.path.join(folder, f'.captions-{digest.hexdigest()[:16]}')
-    self._blocks = {}
+    super().__init__(os.path.join(folder, f'.captions-{digest.hexdigest()[:16]}'),
+                     {text: i for i, text in enumerate(self._texts)})
 
   def embed(self, rows, progress, task=None):
     """Makes the blocks that the rows need and that are not there yet. `progress(done, total)` is called after each.
@@ -38,61 +63,40 @@ class CaptionBank:
     needed = self.missing(rows)
     first = 0 if task is None else task[0] * len(needed) // task[1]
     for done, (i, texts) in enumerate(needed[first:] + needed[:first], 1):
-      self.make_block(i, texts, self._encoder)
+      make_block(self.folder, self.dtype, i, texts, self._encoder)
       progress(min(done * BLOCK, len(self._texts)), min(len(needed) * BLOCK, len(self._texts)))
 
   def missing(self, rows):
     """[(number, captions)] of the blocks that the rows need and that are not there yet."""
-    needed = sorted({self._where[text] // BLOCK for row in rows for text in row.captions})
-    return [(i, self._texts[i * BLOCK:(i + 1) * BLOCK]) for i in needed if not self._exists(i)]
+    needed = sorted({self.places[text] // BLOCK for row in rows for text in row.captions})
+    return [(i, self._texts[i * BLOCK:(i + 1) * BLOCK]) for i in needed
+            if not paths.as_path(_path(self.folder, i)).exists()]
 
-  def make_block(self, i, texts, encoder):
-    """Embeds and writes a block, unless another process was faster."""
-    if self._exists(i):
-      return
-    values = np.asarray(encoder(texts), np.float32)
-    if values.shape != (len(texts), encoder.width):
-      raise ValueError(f'text encoder gave {values.shape} for {len(texts)} captions of width {encoder.width}')
-    with np.errstate(over='ignore'):
-      stored = values.astype(self._dtype)
-    if not np.isfinite(stored).all():
-      bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
-      raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {self._dtype}: '
-                      'use --embedding_dtype=float32 or another text encoder')
-    data = io.BytesIO()
-    np.save(data, stored)
-    paths.write_bytes(self._path(i), data.getvalue())
 
-  def part(self, rows):
-    """The bank for these rows alone, without the encoder: small enough to be sent to another machine."""
-    part = copy.copy(self)
-    part._encoder, part._texts, part._blocks = None, None, {}  # pylint: disable=protected-access
-    part._where = {text: self._where[text] for row in rows for text in row.captions}  # pylint: disable=protected-access
-    return part
+def make_block(folder: str, dtype: np.dtype, i: int, texts: list[str], encoder):
+  """Embeds and writes a block, unless another process was faster.
 
-  def share(self, blocks):
-    """Uses and fills `blocks`, a dict that other parts of the same bank use too, so that each is fetched once."""
-    self._blocks = blocks
+  Raises:
+    UserError: an embedding is not finite in `dtype`.
+  """
+  if paths.as_path(_path(folder, i)).exists():
+    return
+  values = np.asarray(encoder(texts), np.float32)
+  if values.shape != (len(texts), encoder.width):
+    raise ValueError(f'text encoder gave {values.shape} for {len(texts)} captions of width {encoder.width}')
+  with np.errstate(over='ignore'):
+    stored = values.astype(dtype)
+  if not np.isfinite(stored).all():
+    bad = texts[int(np.flatnonzero(~np.isfinite(stored).all(1))[0])]
+    raise UserError(f'the embedding of caption {bad[:60]!r} is not finite in {dtype}: '
+                    'use --embedding_dtype=float32 or another text encoder')
+  data = io.BytesIO()
+  np.save(data, stored)
+  paths.write_bytes(_path(folder, i), data.getvalue())
 
-  def __call__(self, row):
-    """Row -> [n, E] in the stored dtype, in the order of its captions."""
-    places = [divmod(self._where[text], BLOCK) for text in row.captions]
-    return np.stack([self._block(i)[j] for i, j in places])
 
-  def _block(self, i):
-    path = self._path(i)
-    if not paths.is_remote(path):  # opened each time: a million captions would be a thousand open files
-      return np.load(path, mmap_mode='r')
-    if i not in self._blocks:
-      with paths.local_copy(path) as name:
-        self._blocks[i] = np.load(name)
-    return self._blocks[i]
-
-  def _exists(self, i):
-    return paths.as_path(self._path(i)).exists()
-
-  def _path(self, i):
-    return os.path.join(self._folder, f'{i:05d}.npy')
+def _path(folder: str, i: int) -> str:
+  return os.path.join(folder, f'{i:05d}.npy')
 
 
 def remove_blocks(folder):

@@ -1,7 +1,6 @@
 """`m2d-clap prepare`: audio and captions in, a folder of TFRecord shards out (see data.shards and data.schema)."""
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import os
 import sys
@@ -11,6 +10,7 @@ from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.locks import locked
 from m2d_clap_jax.progress import Progress
 
 
@@ -76,8 +76,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
     if todo and beam is not None:
-      blocks = bank.missing([row for job in todo for row in job.rows]) if bank else []
-      _pipeline().run(out, todo, source, _parts(bank, todo), beam, blocks, bank and bank.part([]).make_block,
+      make_block = bank and functools.partial(embeddings.make_block, bank.folder, bank.dtype)
+      _pipeline().run(out, todo, source, bank, beam, make_block,
                       functools.partial(_encoder, _everywhere(text_encoder)))
       return _complete(out, jobs, task)
     if bank:
@@ -118,7 +118,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
     source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
     todo = [job for job in jobs if job.name not in done]
     if todo and beam is not None:
-      _pipeline().run(out, todo, source, _parts(bank, todo), beam)
+      _pipeline().run(out, todo, source, bank, beam)
       return _complete(out, jobs, task)
     return _write(out, jobs, done, source, bank, workers, task)
 
@@ -191,10 +191,6 @@ def _everywhere(text_encoder):
   return text_encoder
 
 
-def _parts(bank, jobs):
-  return [bank and bank.part([row for row in job.rows if not row.reason]) for job in jobs]
-
-
 def _settings(logmel, max_seconds, encoder, embedding_dtype):
   """What a shard's bytes depend on, apart from manifest and audio."""
   described = encoder and {'name': str(encoder.name), 'hash': encoder.weights_hash, 'width': int(encoder.width)}
@@ -249,16 +245,15 @@ def _folder(out, task=None):
   if paths.is_remote(out):  # which cannot be locked; two runs would write the same bytes
     yield out
     return
-  locks = {'.lock': fcntl.LOCK_SH if task else fcntl.LOCK_EX}
+  locks = {'.lock': bool(task)}  # name -> whether it is shared
   if task:
-    locks[f'.lock-{task[0]}-of-{task[1]}'] = fcntl.LOCK_EX
+    locks[f'.lock-{task[0]}-of-{task[1]}'] = False
   with contextlib.ExitStack() as stack:
-    for name, kind in locks.items():
+    for name, shared in locks.items():
       with write.writing(out):
         os.makedirs(out, exist_ok=True)
-        f = stack.enter_context(open(os.path.join(out, name), 'w', encoding='utf-8'))
-      try:
-        fcntl.flock(f, kind | fcntl.LOCK_NB)
-      except BlockingIOError as e:
-        raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+        try:
+          stack.enter_context(locked(os.path.join(out, name), shared=shared))
+        except BlockingIOError as e:
+          raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
     yield out

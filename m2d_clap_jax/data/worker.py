@@ -25,7 +25,6 @@ class Rejected(Exception):
 def from_audio(path, logmel, max_seconds):
   """Audio file -> result (see `_result`). `logmel` is a LogMel. Raises Rejected."""
   from m2d_clap_jax.audio.decode import AudioError, load
-  _check_regular(path)  # opening a named pipe would wait for ever
   try:
     wave, truncated = load(path, logmel.sample_rate, max_seconds)
   except AudioError as e:
@@ -35,7 +34,8 @@ def from_audio(path, logmel, max_seconds):
 
 def from_npy(path, logmel, max_seconds):
   """`.npy` file with a log-mel [F, T] or [1, F, T] -> result. Raises Rejected."""
-  _check_regular(path)
+  if not is_remote(path) and not os.path.isfile(path):  # a named pipe would be waited for without end
+    raise Rejected('not a regular file' if os.path.exists(path) else 'no such file')
   try:
     array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
   except (OSError, ValueError, EOFError) as e:
@@ -50,15 +50,6 @@ def from_npy(path, logmel, max_seconds):
   truncated = array.shape[1] > frames
   array = array[:, :frames]
   return _result(array, truncated, array.shape[1] * logmel.hop / logmel.sample_rate)
-
-
-def _check_regular(path):
-  if is_remote(path):  # reading tells what is missing; there is nothing else than files
-    return
-  if not os.path.exists(path):
-    raise Rejected('no such file')
-  if not os.path.isfile(path):
-    raise Rejected('not a regular file')
 
 
 def _result(array, truncated, seconds):

@@ -82,7 +82,7 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
         counts.update(rows=row.rows, files=row.files)
         if ok:
           vectors = embeddings(row) if embeddings else None
-          data = schema.encode(schema.Clip(row.file_name, result['logmel'], row.captions, vectors, row.labels))
+          data = schema.encode(schema.Record(row.file_name, result['logmel'], row.captions, vectors, row.labels))
           writer.write(data)
           offsets.append(position)
           position += len(data) + 16  # length, its checksum, data, its checksum: 8 + 4 + n + 4 bytes

@@ -12,7 +12,7 @@ import numpy as np
 
 from m2d_clap_jax.api import TEMPLATE, Pipeline
 from m2d_clap_jax.audio.decode import AudioError, load
-from m2d_clap_jax.cli.audio_files import reason_of
+from m2d_clap_jax.audio.files import reason_of
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.losses import normalize

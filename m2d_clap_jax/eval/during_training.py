@@ -18,6 +18,7 @@ from m2d_clap_jax.eval import linear_protocol, metrics, plots
 from m2d_clap_jax.eval.encode import SplitEncoder
 from m2d_clap_jax.eval.features import statistics
 from m2d_clap_jax.eval.linear import logistic_probe
+from m2d_clap_jax.eval.linear_protocol import Protocol
 from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.options import bind
@@ -73,19 +74,17 @@ class Linear:
   Args:
     folder, classes, multi_label: as in `ZeroShot`.
     train_split, valid_split, split: of the folder; without a valid_split a tenth of the training clips is drawn for it.
-    runs, protocol: as in `linear_protocol.run`.
+    seed: as in `linear_protocol.run`.
   """
 
   def __init__(self, folder: str, train_split: str = 'train', valid_split: str | None = None, split: str = 'test',
-               classes: Sequence[str] | None = None, multi_label: bool = False, runs: int = 3, seed: int = 0,
-               learning_rate: float = 3e-5, weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200,
-               patience: int = 20):
+               classes: Sequence[str] | None = None, multi_label: bool = False,
+               seed: int = linear_protocol.SEED, protocol: Protocol = Protocol()):
     folder = Folder(folder)
     self.splits = {'train': folder.split(train_split), 'valid': valid_split and folder.split(valid_split),
                    'test': folder.split(split)}
-    self.classes, self.multi_label, self.runs, self.seed = classes and list(classes), multi_label, runs, seed
-    self.options = dict(learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
-                        max_epochs=max_epochs, patience=patience)
+    self.classes, self.multi_label = classes and list(classes), multi_label
+    self.seed, self.protocol = seed, protocol
 
   def __call__(self, encode, project_text) -> Result:
     del project_text
@@ -99,11 +98,11 @@ class Linear:
         rows[name] = np.arange(start, start + len(x))
         start += len(x)
     features, targets = np.concatenate(features), np.concatenate(targets)
-    every = linear_protocol.problems_of(targets, [rows], self.runs, self.seed)
+    every = linear_protocol.problems_of(targets, [rows], self.protocol.runs, self.seed)
     outcomes = linear_protocol.run(features, targets, every, seed=self.seed, multi_label=self.multi_label,
-                                   **self.options)
+                                   protocol=self.protocol)
     mean, interval = linear_protocol.mean_and_interval([outcome.test_score for outcome in outcomes])
-    scalars = {'interval': interval} if self.runs > 1 else {}
+    scalars = {'interval': interval} if self.protocol.runs > 1 else {}
     if self.multi_label:
       return Result({'mAP': mean, **scalars}, {})
     matrix = metrics.confusion_matrix(targets[rows['test']].argmax(axis=1), outcomes[0].scores.argmax(axis=1),
@@ -164,6 +163,8 @@ def make_evaluators(specs: dict[str, dict], default_folder: str) -> dict[str, Ca
     kind = spec.pop('kind', None)
     if kind not in KINDS:
       raise UserError(f'config.evals.{name}.kind: {kind!r} is unknown; known kinds: {", ".join(KINDS)}')
+    if kind == 'linear':
+      spec['protocol'] = Protocol.of(spec.get('protocol', {}), f'config.evals.{name}.protocol')
     evaluators[name] = bind(KINDS[kind], spec, f'config.evals.{name}')()
   return evaluators
 

@@ -7,11 +7,12 @@ from m2d_clap_jax import api
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
 from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval.linear_protocol import Protocol
 from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
-from m2d_clap_jax.options import at_least_one, bind
+from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.clips import Features, extract, missing_files, refuse_damaged, summary
-from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task, unnamed
+from m2d_clap_jax.tasks.metadata import Task, check_all_have, check_classes, open_task, unnamed
 from m2d_clap_jax.workdir import make_workdir
 
 
@@ -25,14 +26,16 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   if not init:
-    raise UserError('config.init is empty: name the model, a run, portable folder, .pth or .safetensors')
+    raise UserError('config.init is empty: name the model, a run, portable folder, .pth, .safetensors or released name')
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
+  if job == 'linear':
+    protocol = {'protocol': Protocol.of(protocol, 'config.protocol')}
   function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'found', 'pipeline', 'seed', 'folder'))
   data = dict(data)
   damaged = data.pop('damaged', 'fail')
-  opened = bind(open_data, data, 'config.data', given=('task',))(task)
-  if job != 'linear':  # of the others only the classes count
+  opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
+  if job != 'linear':  # of the training clips only the classes count
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
   folder = make_workdir(workdir)
   refuse_damaged(opened, missing_files(opened), folder, damaged)
@@ -58,15 +61,12 @@ def check(job: str, opened: Task, pipeline) -> str:
   """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
   if job == 'linear':
     return check_classes(opened)
-  if job == 'zeroshot' and not opened.classes:
-    raise UserError(f'{opened.name}: has captions and no labels: use configs/retrieval.py')
+  if not test_clips(opened):
+    raise UserError(f'{opened.name}: has no test clips')
+  check_all_have(opened, 'captions' if job == 'retrieval' else 'labels')
   if job == 'zeroshot' and unnamed(opened):
     raise UserError(f'{opened.name}: {unnamed(opened)!r} is no caption: give config.data.names=FILE, AudioSet\'s '
                     'class_labels_indices.csv, for the names of its labels')
-  if job == 'retrieval' and opened.metric != 'retrieval':
-    raise UserError(f'{opened.name}: retrieval needs a CSV with the column caption')
-  if not test_clips(opened):
-    raise UserError(f'{opened.name}: has no test clips')
   if pipeline.network.text_width is None:
     raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
   return ''
@@ -78,29 +78,26 @@ def test_clips(opened: Task) -> list:
 
 
 def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
-              template: str | None = None, names: str | None = None) -> Task:
-  return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None)
+              template: str | None = None, names: str | None = None, whole: bool) -> Task:
+  return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None, whole=whole)
 
 
-def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, runs: int = 3, learning_rate: float = 3e-5,
-           weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200, patience: int = 20) -> dict:
-  """The paper's linear evaluation, `runs` times; the other options are those of `linear_protocol.run`."""
+def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:
+  """The paper's linear evaluation: a layer for each fold and run, run by run the mean over the folds."""
   del pipeline
-  at_least_one('config.protocol', runs=runs, batch_size=batch_size, max_epochs=max_epochs)
   targets = opened.targets(opened.clips)
   number = {clip.file: i for i, clip in enumerate(opened.clips)}
   folds = opened.folds or (None,)
   splits = [{name: np.array([number[clip.file] for clip in clips], int)
              for name, clips in opened.splits(fold).items()} for fold in folds]
-  problems = linear_protocol.problems_of(targets, splits, runs, seed)
+  problems = linear_protocol.problems_of(targets, splits, protocol.runs, seed)
   progress = Progress('epochs')
   outcomes = linear_protocol.run(found.features, targets, problems, seed=seed, multi_label=opened.multi_label,
-                                 learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size,
-                                 max_epochs=max_epochs, patience=patience, progress=progress)
+                                 protocol=protocol, progress=progress)
   progress.close()
-  scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), runs)
+  scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), protocol.runs)
   mean, interval = linear_protocol.mean_and_interval(scores.mean(axis=0))
-  first = range(0, len(problems), runs)
+  first = range(0, len(problems), protocol.runs)
   per_class = draw_classes(
       folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
       np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
@@ -134,7 +131,7 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
 
 
 def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
-  """Audio to text and text to audio over the test clips, each with all its captions."""
+  """Audio to text and text to audio over the whole test clips, each with all its captions."""
   del seed, folder
   clips = test_clips(opened)
   _, audio = found.of(clips)
@@ -142,7 +139,7 @@ def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dic
   text = pipeline.encode_text([caption for _, caption in captions])
   similarity = normalise(audio) @ normalise(text).T
   both = metrics.audio_text_retrieval(similarity, np.array([i for i, _ in captions]))
-  return {'score': both['text_to_audio']['R@1'], **both, 'captions': len(captions)}
+  return {'metric': 'R@1', 'score': both['text_to_audio']['R@1'], **both, 'captions': len(captions)}
 
 
 KINDS = {'linear': linear, 'zeroshot': zero_shot, 'retrieval': retrieval}

@@ -2,12 +2,13 @@
 
 Alphabet: R problems (folds x runs) side by side, n clips, D features, C classes.
 
-Features are standardised by the training clips' mean and deviation. Adam (0.9, 0.999), L2 1e-8 in the gradient,
-constant learning rate, batches of min(200, n), at most 200 epochs, early stopping by the validation score with patience
-20, where a tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy
-with several labels a clip.
+Features are standardised by the training clips' mean and deviation, those included that are then drawn for validation.
+Adam (0.9, 0.999) with L2 in the gradient and a constant learning rate, early stopping by the validation score, where a
+tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy with several
+labels a clip.
 """
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,16 +17,48 @@ import numpy as np
 import optax
 
 from m2d_clap_jax.eval import metrics
+from m2d_clap_jax.options import at_least_one, bind
 
+SEED = 42  # of the first run; the next ones count on
 VALID_SHARE = 0.1  # of the training clips, where a task has no validation split
-MOST_DRAWS = 1000
+MOST_DRAWS = 100
+
+
+class Protocol(NamedTuple):
+  """The paper's settings, for all who run it. learning_rate: constant; weight_decay: added to the gradient, as torch's
+  Adam has it; batch_size: at most, a problem of fewer clips is one batch; patience: epochs without a score as good as
+  the best before a run is stopped."""
+  runs: int = 3
+  learning_rate: float = 3e-5
+  weight_decay: float = 1e-8
+  batch_size: int = 200
+  max_epochs: int = 200
+  patience: int = 20
+
+  @classmethod
+  def of(cls, options: Mapping, where: str) -> 'Protocol':
+    """Out of a configuration; UserError for unknown keys and numbers below 1. where: as in `bind`."""
+    protocol = bind(cls, options, where)()
+    at_least_one(where, runs=protocol.runs, batch_size=protocol.batch_size, max_epochs=protocol.max_epochs,
+                 patience=protocol.patience)
+    return protocol
 
 
 class Problem(NamedTuple):
-  """Numbers of the clips of one fold and run: ints [n] into the features that all problems share."""
+  """Numbers of the clips of one fold and run: ints [n] into the features that all problems share.
+
+  drawn: the valid ones were drawn from the training clips, whose features they help to standardise; run: counts from 0.
+  """
   train: np.ndarray
   valid: np.ndarray
   test: np.ndarray
+  drawn: bool = False
+  run: int = 0
+
+  @property
+  def scaled_by(self) -> np.ndarray:
+    """The clips whose mean and deviation standardise all features."""
+    return np.concatenate([self.train, self.valid]) if self.drawn else self.train
 
 
 class Own(NamedTuple):
@@ -58,17 +91,16 @@ def scaler(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers of (training, validation) clips: a tenth for validation, redrawn until both parts have every class.
+  """Numbers of (training, validation) clips: a tenth for validation, redrawn until that tenth has every class.
 
-  Where that does not come about (classes of fewer clips than ten), the training part alone must have every class.
+  Of MOST_DRAWS draws in vain, as with more classes than the tenth has clips, the last one counts.
   """
   size = max(1, round(VALID_SHARE * len(y)))
   present = y.any(axis=0)
-  for draw in range(MOST_DRAWS):
+  for _ in range(MOST_DRAWS):
     order = rng.permutation(len(y))
     train, valid = order[size:], order[:size]
-    parts = (train, valid) if draw < MOST_DRAWS // 2 else (train,)
-    if all((y[part].any(axis=0) == present).all() for part in parts):
+    if (y[valid].any(axis=0) == present).all():
       break
   return np.sort(train), np.sort(valid)
 
@@ -76,16 +108,15 @@ def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 def problems_of(targets: np.ndarray, splits: list[dict[str, np.ndarray]], runs: int, seed: int) -> list[Problem]:
   """`runs` problems of each split or fold in turn, {'train', 'valid', 'test'}: rows of `targets`.
 
-  Where the valid rows are none, each run draws its own from the training rows.
+  Where the valid rows are none, each run draws its own from the training rows, with the seed that it is trained with.
   """
   out = []
   for rows in splits:
-    for run_number in range(runs):
-      train, valid = rows['train'], rows['valid']
-      if not len(valid):
-        draw = np.random.default_rng([seed, run_number])
-        train, valid = (train[part] for part in split_off_valid(targets[train], draw))
-      out.append(Problem(train, valid, rows['test']))
+    for number in range(runs):
+      train, valid, drawn = rows['train'], rows['valid'], not len(rows['valid'])
+      if drawn:
+        train, valid = (train[part] for part in split_off_valid(targets[train], np.random.default_rng(seed + number)))
+      out.append(Problem(train, valid, rows['test'], drawn, number))
   return out
 
 
@@ -156,24 +187,24 @@ def logits_of(params, owns: Own, rows, x):
   return jax.lax.map(one, (params, owns, rows))
 
 
-def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, seed: int = 0, multi_label: bool = False,
-        learning_rate: float = 3e-5, weight_decay: float = 1e-8, batch_size: int = 200, max_epochs: int = 200,
-        patience: int = 20, progress=None) -> list[Outcome]:
+def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, seed: int = SEED, multi_label: bool = False,
+        protocol: Protocol = Protocol(), progress=None) -> list[Outcome]:
   """Trains a linear layer on each problem, side by side -> one Outcome each.
 
   A problem's result is that of training it alone, up to rounding. Problems may differ in their numbers of clips.
 
   Args:
     features, targets: [N, D] and multi-hot [N, C] of all clips.
+    seed: of run 0; run 1 has seed + 1, and so on, in every fold.
     progress: called with (epochs done, max_epochs).
   """
-  tx = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
-  scalers = [scaler(features[p.train]) for p in problems]
+  tx = optax.chain(optax.add_decayed_weights(protocol.weight_decay), optax.adam(protocol.learning_rate))
+  scalers = [scaler(features[p.scaled_by]) for p in problems]
   owns = Own(_stacked([p.train for p in problems]), np.array([len(p.train) for p in problems]),
              np.stack([mean for mean, _ in scalers]), np.stack([deviation for _, deviation in scalers]))
-  batch = min(batch_size, int(owns.count.max()))
+  batch = min(protocol.batch_size, int(owns.count.max()))
   x, y = jnp.asarray(features, jnp.float32), jnp.asarray(targets, jnp.float32)
-  keys = jax.vmap(jax.random.key)(seed + np.arange(len(problems)))
+  keys = jax.vmap(jax.random.key)(seed + np.array([p.run for p in problems]))
   params = jax.vmap(lambda key: initial(key, x.shape[1], y.shape[1]))(keys)
   state = params, jax.vmap(tx.init)(params)
   epoch_of = jax.jit(functools.partial(
@@ -188,7 +219,7 @@ def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, s
 
   best, best_params = [(-1.0, 0)] * len(problems), params
   running, ended = np.ones(len(problems), bool), np.zeros(len(problems), int)
-  for epoch in range(1, max_epochs + 1):
+  for epoch in range(1, protocol.max_epochs + 1):
     state = epoch_of(state, jax.vmap(jax.random.fold_in, (0, None))(keys, epoch), owns, x, y)
     better = np.zeros(len(problems), bool)
     for i, values in enumerate(scored(state[0], 'valid')):
@@ -197,10 +228,10 @@ def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, s
       score, ended[i] = score_of(values, targets[problems[i].valid], multi_label), epoch
       if score >= best[i][0]:
         best[i], better[i] = (score, epoch), True
-      running[i] = epoch - best[i][1] < patience
+      running[i] = epoch - best[i][1] < protocol.patience
     best_params = chosen(better, state[0], best_params)
     if progress:
-      progress(epoch, max_epochs)
+      progress(epoch, protocol.max_epochs)
     if not running.any():
       break
   layers = zip(np.asarray(best_params['kernel']).swapaxes(1, 2), np.asarray(best_params['bias']), *zip(*scalers))

@@ -13,9 +13,8 @@ def accuracy(predictions, labels) -> float:
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
   """[C, C] counts: rows are the true classes, columns the predicted ones."""
-  matrix = np.zeros((num_classes, num_classes), np.int64)
-  np.add.at(matrix, (np.asarray(labels), np.asarray(predictions)), 1)
-  return matrix
+  from sklearn.metrics import confusion_matrix as counted
+  return counted(labels, predictions, labels=np.arange(num_classes))
 
 
 def per_class_accuracy(matrix) -> np.ndarray:
@@ -26,35 +25,24 @@ def per_class_accuracy(matrix) -> np.ndarray:
 
 
 def average_precision(targets, scores) -> np.ndarray:
-  """Average precision of each class -> [C], as scikit-learn's `average_precision_score(average=None)`.
-
-  Clips of equal score enter together, so the order of the input doesn't matter. A class without positives gets 0.
+  """Average precision of each class -> [C], by scikit-learn. A class without positives gets 0.
 
   Args:
     targets: [n, C], 1 or True where the clip has the label.
     scores: [n, C], higher is more likely.
   """
+  from sklearn.metrics import average_precision_score
   targets, scores = np.asarray(targets, bool), np.asarray(scores, np.float64)
   if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
     raise ValueError(f'targets {targets.shape} and scores {scores.shape} must both be [clips, classes], and not empty')
   if not np.isfinite(scores).all():
     raise ValueError('scores hold NaN or infinity: no ranking can be made of them')
-  return np.array([_average_precision(t, s) for t, s in zip(targets.T, scores.T)])
+  return np.array([average_precision_score(t, s) if t.any() else 0.0 for t, s in zip(targets.T, scores.T)])
 
 
 def mean_average_precision(targets, scores) -> float:
   """Macro mean of `average_precision` over the classes ('mAP' of the audio tagging tasks)."""
   return float(np.mean(average_precision(targets, scores)))
-
-
-def _average_precision(target, score):
-  if not target.any():
-    return 0.0
-  order = np.argsort(-score, kind='stable')
-  score, hits = score[order], np.cumsum(target[order])
-  last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # where a run of equal scores ends
-  hits = hits[last]
-  return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (last + 1)))
 
 
 def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:

@@ -23,19 +23,21 @@ class Mlp(nn.Module):
 class SemanticProjector(nn.Module):
   """A learned token that attends to the patches through transformer blocks of one head: the 2025 models' projector.
 
-  Called with patch embeddings [B, N, D] and which of them are real, bool [B, N]; returns [B, D].
+  Called with patch embeddings [B, N, D] and which of them are real, bool [B, N]; returns [B, D]. The authors' have an MLP
+  ratio of 1 with one or two blocks and of 2 with three or four (arXiv 2503.22104 and its code).
   """
   width: int
   depth: int = 1
-  mlp_ratio: float = 2.0
+  mlp_ratio: float = 1.0
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
-    token = self.param('token', nn.initializers.normal(0.02), (1, 1, self.width)).astype(x.dtype)
+    token = self.param('token', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-    blocks = Transformer(self.depth, heads=1, mlp_ratio=self.mlp_ratio, dtype=self.dtype, name='transformer')
+    blocks = Transformer(self.depth, heads=1, mlp_ratio=self.mlp_ratio, epsilon=1e-5, dtype=self.dtype,
+                         name='transformer')
     return blocks(x, valid)[:, 0]
 
 

@@ -90,7 +90,7 @@ class M2DCLAP(nn.Module):
   text_width: int | None = 768
   audio_projector: str = 'mlp'
   semantic_depth: int = 1
-  semantic_mlp_ratio: float = 2.0
+  semantic_mlp_ratio: float = 1.0
   text_projector: str | None = None
   predict: str = 'features'
   norm_stats: tuple[float, float] = (-7.1, 4.2)

@@ -88,11 +88,14 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    x = x + Attention(self.heads, self.dtype, name='attn')(LayerNorm(dtype=self.dtype, name='norm1')(x), valid)
-    return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(LayerNorm(dtype=self.dtype, name='norm2')(x))
+    normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm1')(x)
+    x = x + Attention(self.heads, self.dtype, name='attn')(normed, valid)
+    normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm2')(x)
+    return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(normed)
 
 
 class Transformer(nn.Module):
@@ -101,7 +104,7 @@ class Transformer(nn.Module):
   remat: compute the blocks' activations again in the backward pass instead of keeping them.
   scan: compile one block and run it `depth` times, for a copy of the parameters a call. For deep models on
     accelerators; a CPU compiles it no faster (benchmarks.compile).
-  Neither changes parameters or results.
+  Neither changes parameters or results. epsilon: of all norms.
   """
   depth: int
   heads: int
@@ -109,6 +112,7 @@ class Transformer(nn.Module):
   dtype: Dtype = jnp.float32
   remat: bool = False
   scan: bool = False
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
@@ -117,13 +121,13 @@ class Transformer(nn.Module):
     else:
       block = nn.remat(Block) if self.remat else Block
       for i in range(self.depth):
-        x = block(self.heads, self.mlp_ratio, self.dtype, name=f'blocks_{i}')(x, valid)
-    return LayerNorm(dtype=self.dtype, name='norm')(x)
+        x = block(self.heads, self.mlp_ratio, self.dtype, self.epsilon, name=f'blocks_{i}')(x, valid)
+    return LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
 
   def _scanned(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     params = self.variables['params']
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f'blocks_{i}'] for i in range(self.depth)))
-    block = Block(self.heads, self.mlp_ratio, self.dtype, parent=None)
+    block = Block(self.heads, self.mlp_ratio, self.dtype, self.epsilon, parent=None)
 
     def body(x, own):
       return block.apply({'params': own}, x, valid), None

@@ -3,18 +3,21 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from m2d_clap_jax import paths
+from m2d_clap_jax.audio.clips import AudioClip
 from m2d_clap_jax.audio.decode import AudioError, load
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.metadata import Clip, Task
 
 GROUP = 256  # clips in memory at a time
+GROUP_BYTES = 64e6  # of the files of whole clips, whose frame features some models keep in memory until a group is done
 THREADS = 4  # that decode the next group while the device computes this one
 REJECTED = 'rejected.csv'
 
@@ -40,8 +43,8 @@ def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]
   """Features of all clips of a task -> the task without the clips that cannot be read, and their features.
 
   A clip is cut or padded with silence to the task's seconds: test clips and those of folds from their start, training
-  and validation clips from a random place. What was extracted is kept in `cache` under the model's fingerprint and the
-  files' names, sizes and times.
+  and validation clips from a random place. Without seconds it is taken whole, decoded while it is computed. What
+  was extracted is kept in `cache` under the model's fingerprint and the files' names, sizes and times.
 
   Args:
     model: `api.Pipeline`.
@@ -104,33 +107,36 @@ def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.n
   return np.pad(wave[:size], (0, size - len(wave[:size])))
 
 
+class TaskClip(AudioClip):
+  """A clip of which damage ends only its own samples. `reason`: why it cannot be used, once its blocks were read."""
+
+  def __new__(cls, name: str, wave: np.ndarray | None = None, rate: int = 0, reason: str = ''):
+    self = super().__new__(cls, name, wave, rate)
+    self.reason = reason
+    return self
+
+  def blocks(self, sample_rate: int):
+    try:
+      yield from super().blocks(sample_rate)
+    except AudioError as error:
+      self.reason = str(error)
+
+
 def _compute(model, task: Task, seed: int) -> Features:
   rejected, files, rows = {}, [], []
   progress = Progress('clips', len(task.clips))
-
-  def decode(clip):
-    try:
-      return wave_of(task.path(clip), clip, task.seconds, model.sample_rate, seed)
-    except AudioError as error:
-      return error
-  groups = [task.clips[i:i + GROUP] for i in range(0, len(task.clips), GROUP)]
-  with ThreadPoolExecutor(THREADS) as pool:
-    waiting = [pool.submit(decode, clip) for clip in groups[0]]
-    for i, group in enumerate(groups):
-      now = waiting
-      waiting = [pool.submit(decode, clip) for clip in groups[i + 1]] if i + 1 < len(groups) else []
-      waves = []
-      for clip, future in zip(group, now):
-        wave = future.result()
-        if isinstance(wave, AudioError):
-          rejected[clip.file] = str(wave)
-        else:
-          files.append(clip.file)
-          waves.append(wave)
-      if waves:
-        rows.append(model.features(np.stack(waves)))
-        _check_finite(rows[-1], files[-len(waves):])
-      progress(min(len(task.clips), (i + 1) * GROUP), len(task.clips))
+  groups = _whole(task) if task.seconds is None else _cut(task, model.sample_rate, seed)
+  for group in groups:
+    read = {file: clip for file, clip in group.items() if not clip.reason}
+    found = model.features(list(read.values())) if read else ()
+    good = [not clip.reason for clip in read.values()]  # of whole clips only now
+    rejected |= {file: clip.reason for file, clip in group.items() if clip.reason}
+    if any(good):
+      own = [file for file, clip in read.items() if not clip.reason]
+      rows.append([None if kind is None else kind[good] for kind in found])
+      _check_finite(rows[-1], own)
+      files += own
+    progress(len(files) + len(rejected), len(task.clips))
   progress.close()
   if not files:
     raise UserError(f'{task.root}: none of the {len(task.clips)} clips of {task.name} can be read, the first because '
@@ -139,7 +145,37 @@ def _compute(model, task: Task, seed: int) -> Features:
   return Features(files, np.concatenate(features), None if audio[0] is None else np.concatenate(audio), rejected)
 
 
-def _check_finite(row: tuple, files: list[str]):
+def _cut(task: Task, rate: int, seed: int) -> Iterator[dict[str, TaskClip]]:
+  """{file: clip of the task's seconds}, GROUP at a time; the next ones are decoded while these are computed."""
+  def decode(clip: Clip) -> TaskClip:
+    try:
+      return TaskClip(clip.file, wave_of(task.path(clip), clip, task.seconds, rate, seed), rate)
+    except AudioError as error:
+      return TaskClip(clip.file, reason=str(error))
+  with ThreadPoolExecutor(THREADS) as pool:
+    waiting: list = []
+    for i in range(0, len(task.clips) + GROUP, GROUP):
+      now, waiting = waiting, [pool.submit(decode, clip) for clip in task.clips[i:i + GROUP]]
+      if now:
+        yield {future.result().name: future.result() for future in now}
+
+
+def _whole(task: Task) -> Iterator[dict[str, TaskClip]]:
+  """{file: clip as it is}, of which no more than one is decoded at a time, and that in blocks."""
+  sizes = paths.stamps(task.root, [clip.file for clip in task.clips])
+  group, total = {}, 0
+  for clip in task.clips:
+    size = sizes.get(clip.file, (0, ''))[0]
+    if group and (len(group) == GROUP or total + size > GROUP_BYTES):
+      yield group
+      group, total = {}, 0
+    group[clip.file] = TaskClip(task.path(clip))
+    total += size
+  if group:
+    yield group
+
+
+def _check_finite(row: list, files: list[str]):
   for kind in row:
     if kind is not None and not np.isfinite(kind).all():
       first = int(np.argmin(np.isfinite(kind).all(axis=1)))

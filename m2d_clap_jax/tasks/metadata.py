@@ -1,7 +1,8 @@
 """Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds.
 
-The CSV has `file_name`, `label` and either `split` (train, valid, test) or `fold` (a number), as EVAR writes them. A
-comma in any label makes the task multi-label. A retrieval task has `caption` instead of `label`, one row a caption.
+The CSV has `file_name`, `label`, and either `split` (train, valid or val, test) or `fold` (a number), as EVAR writes
+them. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption, beside `label` or in its
+place.
 """
 import collections
 import csv
@@ -16,11 +17,12 @@ from m2d_clap_jax.paths import as_path, is_remote, open_text
 from m2d_clap_jax.tasks.table import TASKS, Settings
 
 SPLITS = ('train', 'valid', 'test')
+SYNONYMS = {'val': 'valid'}  # in EVAR's metadata of AudioCaps and Clotho
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """file: relative to the task's root; split: one of SPLITS, '' with folds; captions: of retrieval tasks."""
+  """file: relative to the task's root; split: one of SPLITS, '' with folds; captions: for retrieval."""
   file: str
   labels: tuple[str, ...] = ()
   split: str = ''
@@ -30,18 +32,22 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task; classes are sorted. captions: for zero-shot classification, one a class; folds: () with splits.
-  names: of the classes, as people read them."""
+  """A task; classes are sorted. seconds: that clips are cut or padded to, None for whole clips; metric: 'accuracy' or
+  'mAP', of the labels; captions: for zero-shot classification, one a class; folds: () with splits; names: of the
+  classes, as people read them."""
   name: str
   root: str
   clips: tuple[Clip, ...]
   classes: tuple[str, ...]
-  multi_label: bool
-  seconds: float
+  seconds: float | None
   metric: str
   captions: tuple[str, ...]
   folds: tuple[int, ...] = ()
   names: tuple[str, ...] = ()
+
+  @property
+  def multi_label(self) -> bool:
+    return self.metric == 'mAP'
 
   def path(self, clip: Clip) -> str:
     return os.path.join(self.root, clip.file)
@@ -67,37 +73,38 @@ class Task:
 
 
 def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: float | None = None,
-              template: str | None = None, names: str | None = None) -> Task:
+              template: str | None = None, names: str | None = None, whole: bool = False) -> Task:
   """Reads a task's metadata; the audio itself is not opened.
 
   Args:
     name: a task of the paper (task_table.TASKS), or any other name for a CSV of one's own.
     root: folder that file names are relative to.
     csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder.
-    seconds: length of a clip; needed for tasks that the table does not have.
+    seconds: length of a clip; needed for tasks that the table does not have, unless whole.
     template: how a label becomes a zero-shot caption.
     names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
+    whole: clips are neither cut nor padded, as retrieval has it.
 
   Raises:
     UserError: says which file, column or row is wrong.
   """
   settings = TASKS.get(name)
-  if settings is None and seconds is None:
+  if whole and seconds is not None:
+    raise UserError(f'config.data.seconds={seconds}: retrieval is of whole clips; leave it out')
+  if settings is None and seconds is None and not whole:
     raise UserError(f'config.task={name}: is none of {", ".join(TASKS)}; for a task of your own also give '
                     'config.data.seconds, the length of its clips')
-  settings = settings or Settings(seconds)
+  settings = settings or Settings(seconds, None)
   root = os.fspath(as_path(root))
   path = csv_file or _find(name, root)
   clips = read_metadata(path)
   _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
-  retrieval = any(clip.captions for clip in clips)
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
-  multi_label = any(len(clip.labels) > 1 for clip in clips)
   display = read_names(names) if names else {}
-  metric = 'retrieval' if retrieval else 'mAP' if multi_label else 'accuracy'
   return Task(
-      name=name, root=str(root), clips=tuple(clips), classes=classes, multi_label=multi_label,
-      seconds=seconds or settings.seconds, metric=metric, captions=captions_of(classes, settings, template, display),
+      name=name, root=str(root), clips=tuple(clips), classes=classes,
+      seconds=None if whole else seconds or settings.seconds, metric=_metric(name, clips, settings),
+      captions=captions_of(classes, settings, template, display),
       names=tuple(display.get(label, label) for label in classes),
       folds=tuple(sorted({clip.fold for clip in clips if clip.fold is not None})))
 
@@ -109,8 +116,7 @@ def check_classes(task: Task) -> str:
     what is to be told all the same, else '': with folds, labels whose clips are all in one fold cannot be learned when
     that fold is the test. They count as wrong, as they do in EVAR; a split's test clip with such a label is an error.
   """
-  if not task.classes:
-    raise UserError(f'{task.name}: has captions and no labels: use configs/retrieval.py')
+  check_all_have(task, 'labels')
   if len(task.classes) < 2:
     raise UserError(f'{task.name}: all clips have the one label {task.classes[0]!r}: there is nothing to tell apart')
   lost, count = {}, 0
@@ -135,15 +141,28 @@ def check_classes(task: Task) -> str:
           'which cannot be learned when it is the test')
 
 
+def check_all_have(task: Task, kind: str):
+  """Each clip has what an evaluation is about, kind: 'labels' or 'captions'; UserError names one that has not."""
+  without = [clip.file for clip in task.clips if not getattr(clip, kind)]
+  if without and len(without) == len(task.clips):
+    job, column = ('retrieval', 'label') if kind == 'labels' else ('zeroshot', 'caption')
+    raise UserError(f'{task.name}: has no {kind}: add the column {column} to its CSV, or use configs/{job}.py')
+  if without:
+    raise UserError(f'{task.name}: {len(without)} of {len(task.clips)} clips have no {kind}, such as {without[0]}: '
+                    'complete or delete their rows')
+
+
 def captions_of(classes, settings: Settings, template: str | None = None,
                 names: dict[str, str] | None = None) -> tuple[str, ...]:
-  """Zero-shot captions: a template of the caller's, else the table's own captions or template; '_' becomes a space."""
+  """Zero-shot captions: a template of the caller's for the labels, else the table's for what is heard; in both '_'
+  becomes a space."""
   names = names or {}
 
   def caption(label):
-    if template is None and label in settings.captions:
-      return settings.captions[label]
-    return (template or settings.template).replace('{}', names.get(label, label.replace('_', ' ')))
+    name = names.get(label, label.replace('_', ' '))
+    if template:
+      return template.replace('{}', name)
+    return settings.template.replace('{}', settings.heard.get(label, name))
   return tuple(caption(label) for label in classes)
 
 
@@ -175,10 +194,9 @@ def read_metadata(path: str) -> list[Clip]:
   if 'file_name' not in columns or not columns & {'label', 'caption'} or not columns & {'split', 'fold'}:
     raise UserError(f'{path}: needs the columns file_name, label (or caption), and split or fold; has '
                     f'{", ".join(map(str, columns)) or "no rows"}')
-  kind = 'caption' if 'label' not in columns else 'label'
   found = collections.OrderedDict()
   for number, row in enumerate(rows, 2):
-    clip = _clip(row, kind, f'{path} line {number}')
+    clip = _clip(row, f'{path} line {number}')
     before = found.get(clip.file)
     if before is None:
       found[clip.file] = clip
@@ -191,23 +209,32 @@ def read_metadata(path: str) -> list[Clip]:
   return list(found.values())
 
 
-def _clip(row: dict, kind: str, where: str) -> Clip:
-  name, text = (row['file_name'] or '').strip(), (row[kind] or '').strip()
-  if not name or not text:
-    raise UserError(f'{where}: file_name or {kind} is empty: complete or delete the row')
+def _clip(row: dict, where: str) -> Clip:
+  name, text, caption = ((row.get(column) or '').strip() for column in ('file_name', 'label', 'caption'))
+  if not name or not (text or caption):
+    column = ' and '.join(column for column in ('label', 'caption') if column in row)
+    raise UserError(f'{where}: file_name or {column} is empty: complete or delete the row')
   part = {}
   if row.get('split') is not None:
-    if row['split'] not in SPLITS:
+    split = SYNONYMS.get(row['split'], row['split'])
+    if split not in SPLITS:
       raise UserError(f'{where}: split {row["split"]!r} is none of {", ".join(SPLITS)}')
-    part['split'] = row['split']
+    part['split'] = split
   elif re.fullmatch(r'\d+', row['fold'] or ''):
     part['fold'] = int(row['fold'])
   else:
     raise UserError(f'{where}: fold {row["fold"]!r} is no number')
-  if kind == 'caption':
-    return Clip(name, captions=(text,), **part)
   labels = tuple(label.strip() for label in text.split(',') if label.strip())
-  return Clip(name, labels=labels, **part)
+  return Clip(name, labels=labels, captions=(caption,) if caption else (), **part)
+
+
+def _metric(name: str, clips: list[Clip], settings: Settings) -> str:
+  """The table's; else a clip of several labels makes it 'mAP'."""
+  several = next((clip for clip in clips if len(clip.labels) > 1), None)
+  if settings.metric == 'accuracy' and several:
+    raise UserError(f'{name}: is scored by accuracy, so that a clip has one label, and {several.file} has '
+                    f'{len(several.labels)} ({", ".join(several.labels)}): correct it, or give the task another name')
+  return settings.metric or ('mAP' if several else 'accuracy')
 
 
 def _find(name: str, root: str) -> str:

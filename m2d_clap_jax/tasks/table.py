@@ -8,11 +8,13 @@ CREMAD = {'ANG': 'angry person talking', 'DIS': 'someone talking in disgust',
 
 
 class Settings(NamedTuple):
-  """seconds: of a clip; metric: 'accuracy' or 'mAP'; template: how a label becomes a caption; captions: by label."""
-  seconds: float
-  metric: str = 'accuracy'
+  """Of a task. seconds: of a clip, None where that is not known; metric: 'accuracy' (one label a clip) or 'mAP'
+  (several), None where the labels decide; template: makes a caption of what is heard, which is the label unless `heard`
+  says otherwise."""
+  seconds: float | None
+  metric: str | None = 'accuracy'
   template: str = CAN_BE_HEARD
-  captions: dict[str, str] = {}
+  heard: dict[str, str] = {}
 
 
 TASKS = {
@@ -21,17 +23,16 @@ TASKS = {
     'spcv2': Settings(1.0),
     'vc1': Settings(8.2),
     'voxforge': Settings(5.8),
-    'cremad': Settings(2.5, captions=CREMAD),
+    'cremad': Settings(2.5, heard=CREMAD),
     'gtzan': Settings(30.0, template='{} music can be heard'),
     'nsynth': Settings(4.0, template='the musical instrument sound of {} can be heard'),
     'surge': Settings(4.0),
     'fsd50k': Settings(7.6358, 'mAP'),
-    'as20k': Settings(10.0, 'mAP', '{}'),
-    'as': Settings(10.0, 'mAP', '{}'),
-    'audiocaps': Settings(10.0, 'retrieval', '{}'),
-    'clotho': Settings(30.0, 'retrieval', '{}'),
+    'as20k': Settings(10.0, 'mAP'),
+    'as': Settings(10.0, 'mAP'),
+    'audiocaps': Settings(10.0, None),
+    'clotho': Settings(30.0, None),
 }
-
 
 
 class Source(NamedTuple):

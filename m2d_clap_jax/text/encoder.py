@@ -6,6 +6,8 @@ Shapes: n sentences, R sentences of a batch, L tokens, E width of the embedding.
 
 import functools
 import hashlib
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,10 @@ from m2d_clap_jax.text import flax_bert
 # Sentences are padded to the next of these lengths: few shapes, so few compilations.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
+# Encoders of captions in the authors' names of models that are no BERT -> what they are.
+_NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
+            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
+            'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
 
@@ -43,9 +49,10 @@ class TextEncoder:
       progress: show a progress bar.
 
     Raises:
-      UserError: the model cannot be found, downloaded or understood.
+      UserError: the model cannot be found, downloaded or understood, or is no BERT.
     """
     self.name = str(name_or_folder)
+    _check_kind(self.name, pooling)
     folder = flax_bert.find_folder(name_or_folder)
     module, config, params = flax_bert.load_model(folder, tensors)
     self._tokenizer = flax_bert.load_tokenizer(folder)
@@ -57,18 +64,23 @@ class TextEncoder:
     self.progress = progress
 
   def __call__(self, sentences):
-    """list of n str -> [n, E] float32, in the order given; UserError for a sentence that is empty or no text."""
+    """list of n str -> [n, E] float32, in the order given; UserError for a sentence that is empty or no text.
+
+    Of a sentence with more than max_length tokens the first count; a line on stderr says so, one for all of a call.
+    """
     from tqdm import tqdm
     if isinstance(sentences, str):
       raise UserError('TextEncoder takes a list of sentences, not one string; put it in a list')
     sentences = list(sentences)
     for i, sentence in enumerate(sentences):
       _check(i, sentence)
-    out = np.empty((len(sentences), self.width), np.float32)
+    out, cut = np.empty((len(sentences), self.width), np.float32), []
     with tqdm(total=len(sentences), desc='embedding captions', unit='caption', disable=not self.progress) as bar:
       for start in range(0, len(sentences), _SORTED_TOGETHER):
         part = slice(start, start + _SORTED_TOGETHER)
-        self._encode(sentences[part], out[part], bar)
+        cut += [start + i for i in self._encode(sentences[part], out[part], bar)]
+    if cut:
+      self._tell(sentences[cut[0]], cut)
     return out
 
   @functools.cached_property
@@ -80,8 +92,21 @@ class TextEncoder:
       digest.update(np.asarray(leaf))
     return digest.hexdigest()[:16]
 
+  def _count(self, sentence):
+    """Tokens of a sentence, none left out."""
+    return len(self._tokenizer(sentence, verbose=False)['input_ids'])
+
+  def _tell(self, sentence, cut):
+    """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
+    more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
+    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, '
+          f'of which only the first {self.max_length} count{more}', file=sys.stderr)
+
   def _encode(self, sentences, out, bar):
-    """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once."""
+    """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.
+
+    Returns the places of sentences that had to be cut.
+    """
     tokens = self._tokenizer(sentences, truncation=True, max_length=self.max_length)['input_ids']
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
     while order:
@@ -94,6 +119,8 @@ class TextEncoder:
       ids, mask = _pad([tokens[i] for i in now], length, rows)
       out[now] = np.asarray(self._embed(self._params, ids, mask))[:len(now)]
       bar.update(len(now))
+    full = [i for i, row in enumerate(tokens) if len(row) == self.max_length]
+    return [i for i in full if self._count(sentences[i]) > self.max_length]
 
 
 def _hidden(module, params, ids, mask):
@@ -126,6 +153,16 @@ def _pad(tokens, length, rows):
     ids[i, :len(row)] = row
     mask[i, :len(row)] = 1
   return ids, mask
+
+
+def _check_kind(name, pooling):
+  """UserError for an encoder that cannot run here, before gigabytes of it are downloaded."""
+  kind = _NO_BERT.get(re.sub(r'\W', '', name.rstrip('/').rpartition('/')[2].lower()))
+  if kind is None and pooling in POOLINGS:
+    return
+  reason = kind and f'is {kind}' or f'pools by {pooling!r}'
+  raise UserError(f'text encoder {name}: {reason}, and only BERT with {" or ".join(POOLINGS)} pooling runs here: captions '
+                  "cannot be embedded; the model's audio functions (embed, encode_audio, encode_frames, logits) work")
 
 
 def _check(i, sentence):

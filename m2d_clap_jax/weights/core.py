@@ -13,13 +13,20 @@ from flax import traverse_util
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT
 from m2d_clap_jax.models.masking import num_visible, random_mask
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.options import bind
 
-# Letters in a folder's name -> the sentence encoder of its captions and how it is pooled.
-TEXT_ENCODERS = {'A': ('thenlper/gte-base', 'mean'), 'B': ('bert-base-uncased', 'cls'),
-                 'N': ('nvidia/NV-Embed-v2', 'mean')}
+# Letters in a folder's name -> the sentence encoder of its captions, and how it is pooled: the mean of all tokens, the
+# first one ('cls') or the one that ends the text ('eos').
+TEXT_ENCODERS = {
+    'A': ('thenlper/gte-base', 'mean'), 'B': ('bert-base-uncased', 'cls'), 'C': ('openai/clip-vit-large-patch14', 'eos'),
+    'E': ('bert-large-uncased', 'cls'), 'L': ('Alibaba-NLP/gte-large-en-v1.5', 'cls'),
+    'M': ('answerdotai/ModernBERT-base', 'cls'), 'N': ('nvidia/NV-Embed-v2', 'eos'),
+    'Q': ('Alibaba-NLP/gte-Qwen2-7B-instruct', 'eos'), 'R': ('roberta-base', 'cls')}
+# What stands before a text encoder's names in the authors' files.
+TEXT_PREFIX = 'text_encoder.text_encoder.'
 Trees = dict[str, dict[str, np.ndarray]]
 
 
@@ -33,7 +40,7 @@ class Weights:
   text_encoder: {'name', 'pooling', 'hash', 'width'} of the captions' encoder; None without a CLAP head or where the
     source does not tell.
   classes: of a fine-tuned head, or None.
-  text, text_prefix: tensors of a text encoder that the source contains, and what stood before their names there.
+  text, text_prefix: tensors of a text encoder that the source contains, and what stands before their names in files.
   source: where the weights are from, for people.
   step: updates that a run here had made.
   """
@@ -43,7 +50,7 @@ class Weights:
   text_encoder: dict | None = None
   classes: tuple[str, ...] | None = None
   text: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  text_prefix: str = ''
+  text_prefix: str = TEXT_PREFIX
   source: str = ''
   step: int = 0
 
@@ -60,6 +67,14 @@ class Weights:
     has_predictor = any(path.startswith('predictor/') for path in self.trees['params'])
     return has_predictor and (self.model.get('predict') == 'pixels' or 'target' in self.trees)
 
+  @property
+  def default_logit_scale(self) -> bool:
+    """Whether the source has a CLAP head without its logit scale, so that the scale is the one at the start of training.
+
+    The authors' encoder-only and fine-tuned files are so. Embeddings do not depend on it.
+    """
+    return self.model.get('text_width', M2DCLAP.text_width) is not None and 'logit_scale' not in self.trees.get('params', {})
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """First 16 hex digits of the SHA-256 over names and float32 bytes of what inference uses."""
@@ -75,8 +90,10 @@ class Weights:
     return digest.hexdigest()[:16]
 
   def nested(self, tree: str) -> dict:
-    """A tree as the nested float32 dicts that Flax takes."""
+    """A tree as the nested float32 dicts that Flax takes, with the logit scale of `default_logit_scale`."""
     leaves = {path: np.asarray(value, np.float32) for path, value in self.trees.get(tree, {}).items()}
+    if tree == 'params' and self.default_logit_scale:
+      leaves['logit_scale'] = np.asarray(LOGIT_SCALE_INIT, np.float32)
     return traverse_util.unflatten_dict(leaves, sep='/')
 
   def with_tables(self) -> 'Weights':
@@ -119,7 +136,7 @@ def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
 def check(weights: Weights):
   """Raises UserError that lists the tensors which are missing, too many or of other shapes than the model's.
 
-  Predictor and target may be absent, each as a whole.
+  Predictor and target may be absent, each as a whole; without a predictor, the logit scale too.
   """
   expected = expected_shapes(weights.network())
   missing, extra, misshaped = [], [], []
@@ -129,7 +146,7 @@ def check(weights: Weights):
     if tree == 'target' and not found:
       continue
     if not any(path.startswith('predictor/') for path in found):
-      absent = [path for path in absent if not path.startswith('predictor/')]
+      absent = [path for path in absent if not path.startswith('predictor/') and path != 'logit_scale']
     missing += [f'{tree}/{path}' for path in absent]
     extra += [f'{tree}/{path}' for path in found if path not in shapes]
     misshaped += [f'{tree}/{path} {tuple(found[path].shape)} instead of {shape}' for path, shape in shapes.items()

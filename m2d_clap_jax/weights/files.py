@@ -1,6 +1,13 @@
-"""Files of tensors: .pth by torch (weights alone, nothing in a file is executed) and .safetensors without it."""
-import json
-import pickle
+"""Files of tensors: .pth by torch (weights alone, nothing in a file is executed) and .safetensors without it.
+
+Memory is bounded by the size of the file: tensors of a .pth stay in it until they are used, and what its parts claim to
+be is checked before anything is unpacked. bfloat16, which numpy does not have, becomes float32.
+"""
+import argparse
+import itertools
+import pathlib
+import pickletools
+import re
 import zipfile
 
 import numpy as np
@@ -9,20 +16,29 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, local_copy, replacing, size
 from m2d_clap_jax.weights.names import flax_path
 
-# What public checkpoints put in front of the encoder's names, the longest first.
-PREFIXES = ('module.ar.runtime.backbone.', 'ar.runtime.backbone.', 'backbone.', 'module.')
+# What public checkpoints put in front of the encoder's names: EVAR's wrapper, the runtime, its encoder.
+PREFIX = re.compile(r'(module\.)?(ar\.)?(runtime\.)?(backbone\.)?')
 WRAPPERS = ('model', 'state_dict')
-# Buffers of the audio front end that a fine-tuned model was wrapped in: its settings are this package's own.
-FRONT_END = 'module.ar.'
 # How the state dict of a BERT begins; whatever stands before it is the text encoder's prefix.
 BERT_MARK = 'embeddings.word_embeddings.weight'
+# What tensors are pickled with, as 'module name'.
+OF_TENSORS = re.compile(r'collections OrderedDict|torch \w+Storage|torch\.storage \w+Storage|torch (Size|device|b?float\d+)|'
+                        r'torch\._utils _rebuild_(tensor|tensor_v2|parameter)|(__builtin__|builtins) set')
+# The arguments of a training run: plain values. Stored paths become pure ones, which touch no file system.
+OF_ARGUMENTS = {'argparse Namespace': argparse.Namespace} | {
+    f'{module} {name}': getattr(pathlib, 'Pure' + name.removeprefix('Pure'))
+    for module, name in itertools.product(('pathlib', 'pathlib._local'), (
+        'Path', 'PosixPath', 'WindowsPath', 'PurePath', 'PurePosixPath', 'PureWindowsPath'))}
+# A tensor of one value may be spread over any shape without taking space in the file. All of them together may be this
+# much larger than the file, which is more than the largest model (ViT-Large, complete) needs.
+SPREAD = 4 << 30
 
 
 def read_tensors(path) -> dict[str, np.ndarray]:
   """A .pth or .safetensors file -> its tensors under the names in the file.
 
   Raises:
-    UserError: missing, truncated, not a checkpoint, or holding more than tensors.
+    UserError: missing, truncated, not a checkpoint, or holding more than tensors and the arguments of a run.
   """
   path = as_path(path)
   if not path.is_file():
@@ -33,38 +49,44 @@ def read_tensors(path) -> dict[str, np.ndarray]:
     return _read_safetensors(path, name) if path.suffix == '.safetensors' else _read_pth(path, name)
 
 
-def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Tensors as found in a file -> (the audio model's under their plain names, a text encoder's that is inside)."""
+def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+  """Tensors as found in a file -> (the audio model's under their plain names, those of a text encoder that is inside,
+  names of the rest)."""
   text = {}
-  mark = next((name for name in tensors if name.endswith(BERT_MARK)), None)
-  if mark is not None:
-    prefix = mark.removesuffix(BERT_MARK)
+  prefix = text_prefix(tensors)
+  if prefix is not None:
     text = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     tensors = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-  audio = {}
+  audio, rest = {}, []
   for name, value in tensors.items():
-    plain = _without_prefix(name)
-    if flax_path(plain) or not plain.startswith(FRONT_END):
+    plain = name if flax_path(name) else without_prefix(name).replace('decoder_blocks.layers.', 'decoder_blocks.')
+    if flax_path(plain):
       audio[plain] = value
-  return audio, text
+    else:
+      rest.append(name)
+  if not any(name.startswith('decoder_blocks.') for name in audio):  # what is left of a predictor is of no use
+    rest += [name for name in audio if name.startswith(('decoder_', 'mask_token'))]
+    audio = {name: value for name, value in audio.items() if name not in rest}
+  return audio, text, rest
 
 
-def _without_prefix(name: str) -> str:
-  if flax_path(name):
-    return name
-  return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)
-               and flax_path(name.removeprefix(prefix))), name)
+def text_prefix(tensors) -> str | None:
+  """What stands before the names of a BERT in a file; None where there is none."""
+  return next((name.removesuffix(BERT_MARK) for name in tensors if name.endswith(BERT_MARK)), None)
+
+
+def without_prefix(name: str) -> str:
+  return PREFIX.sub('', name, count=1)
 
 
 def _read_safetensors(path, name: str) -> dict[str, np.ndarray]:
   """path: for messages; name: of the local file."""
-  from safetensors import SafetensorError
   from safetensors.numpy import load_file
   try:
-    return load_file(name)
-  except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-    raise UserError(f'{path}: not a readable .safetensors file ({_first_line(error)}): is it cut off? Copy or download '
-                    'it again') from None
+    tensors = load_file(name)
+  except Exception as error:  # each kind of damage raises something else
+    raise _unreadable(path, '.safetensors file', error) from None
+  return {name: value.astype(np.float32) if value.dtype.kind == 'V' else value for name, value in tensors.items()}
 
 
 def _read_pth(path, name: str) -> dict[str, np.ndarray]:
@@ -75,25 +97,54 @@ def _read_pth(path, name: str) -> dict[str, np.ndarray]:
     raise UserError(f"{path}: reading .pth files needs PyTorch: pip install -e '.[torch]', or convert the file "
                     'to .safetensors elsewhere') from None
   try:
-    content = torch.load(name, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-    if 'weights_only' in str(error) or 'Unsupported' in str(error):
-      raise UserError(f'{path}: is no PyTorch checkpoint of plain tensors, and is not opened, because other objects '
-                      'can run code; save its state dict alone and try again') from None
-    raise UserError(f'{path}: not a readable PyTorch checkpoint ({_first_line(error)}): is it cut off? Copy or download '
-                    'it again') from None
+    others = _other_classes(name)
+    if not others:
+      allowed: list = [(cls, key.replace(' ', '.')) for key, cls in OF_ARGUMENTS.items()]
+      with torch.serialization.safe_globals(allowed):
+        content = torch.load(name, map_location='cpu', weights_only=True, mmap=True)
+  except Exception as error:  # as above
+    raise _unreadable(path, 'PyTorch checkpoint', error) from None
+  if others:
+    raise UserError(f'{path}: holds {", ".join(others[:3])} beside tensors and the arguments of a run, and is not opened, '
+                    'because other objects can run code; save its state dict alone and try again')
   for key in WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
       break
-  if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+  content = content if isinstance(content, dict) else {}
+  tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+  if not tensors:
     raise UserError(f'{path}: holds no state dict of tensors, neither by itself nor under {" or ".join(WRAPPERS)}')
-  return {name: _to_numpy(value, torch) for name, value in content.items() if isinstance(value, torch.Tensor)}
+  if sum(value.numel() * value.element_size() for value in tensors.values()) > size(path) + SPREAD:
+    raise UserError(f'{path}: its tensors claim to be more than {SPREAD >> 30} GiB larger than the file; no model is')
+  return {name: _to_numpy(value, torch) for name, value in tensors.items()}
+
+
+def _other_classes(name: str) -> list[str]:
+  """Classes that a .pth file holds and that are not opened; nothing is unpacked for that.
+
+  Raises:
+    Exception: the file is damaged, compressed, or of the format before PyTorch 1.6.
+  """
+  with zipfile.ZipFile(name) as archive:
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+      raise ValueError('its parts are compressed, which PyTorch does not do')
+    if sum(entry.file_size for entry in entries) > size(name):
+      raise ValueError('its parts claim to be larger than the file')
+    content, = (entry for entry in entries if entry.filename.rpartition('/')[2] == 'data.pkl')
+    found = [str(value) for opcode, value, _ in pickletools.genops(archive.read(content)) if opcode.name == 'GLOBAL']
+  return sorted({each.replace(' ', '.') for each in found
+                 if each not in OF_ARGUMENTS and not OF_TENSORS.fullmatch(each)})
 
 
 def _to_numpy(tensor, torch) -> np.ndarray:
   tensor = tensor.detach()
-  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
+  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _unreadable(path, kind: str, error: Exception) -> UserError:
+  return UserError(f'{path}: not a readable {kind} ({_first_line(error)}): is it cut off? Copy or download it again')
 
 
 def _first_line(error) -> str:

@@ -1,4 +1,7 @@
-"""Models on the Hugging Face Hub: the portable folder as a repository, ORGANISATION/NAME or ORGANISATION/NAME@REVISION."""
+"""Models on the Hugging Face Hub: the portable folder as a repository, hf://ORGANISATION/NAME or ...NAME@REVISION.
+
+A longer path, such as hf://ORGANISATION/NAME/FILE, is a file of a store (see `paths`), no model's address.
+"""
 import os
 import re
 
@@ -6,18 +9,20 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
 from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS, read_portable, save_card
 
+SCHEME = 'hf://'
 FILES = CONFIG, TENSORS, CARD
 _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 
 
-def is_name(text) -> bool:
-  """Whether a text has the form of a repository's name; a path may have it, too."""
-  return _parts(os.fspath(text)) is not None
+def is_address(text) -> bool:
+  """Whether a text is hf://ORGANISATION/NAME[@REVISION]."""
+  text = os.fspath(text)
+  return text.startswith(SCHEME) and _parts(text) is not None
 
 
 def _parts(text: str) -> tuple[str, str | None] | None:
-  """(repository, revision) by the Hub's own rules for names; None of what is no name."""
-  match = _NAME.fullmatch(text)
+  """(repository, revision) by the Hub's own rules for names, with or without hf://; None of what is no name."""
+  match = _NAME.fullmatch(text.removeprefix(SCHEME))
   if not match or len(match[1]) > 96 or '--' in match[1] or '..' in match[1]:
     return None
   if any(part[0] in '.-' or part[-1] in '.-' for part in match[1].split('/')):
@@ -50,8 +55,8 @@ def download(name: str, folder=None) -> str:
   except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
     raise UserError(f'{name}: is not in the cache, and the Hub cannot be asked ({_reason(error)})') from error
   if not all(os.path.exists(os.path.join(place, file)) for file in (CONFIG, TENSORS)):
-    raise UserError(f'{name}: holds no model of this package ({CONFIG} and {TENSORS}); the authors\' files are loaded '
-                    'from a local path')
+    raise UserError(f'{name}: holds no model of this package ({CONFIG} and {TENSORS}); the authors\' files are opened '
+                    'by their names (m2d-clap models) or from a local path')
   return place
 
 
@@ -88,7 +93,7 @@ def upload(folder, name: str, *, private: bool = False) -> str:
 def _split(name: str) -> tuple[str, str | None]:
   parts = _parts(name)
   if not parts:
-    raise UserError(f'{name}: is not the name of a model on the Hub, ORGANISATION/NAME or ORGANISATION/NAME@REVISION')
+    raise UserError(f'{name}: is not the name of a model on the Hub, hf://ORGANISATION/NAME or ...NAME@REVISION')
   return parts
 
 

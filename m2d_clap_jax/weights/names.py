@@ -65,7 +65,6 @@ RULES = (
     # Of a fine-tuned model. The checkpoints wrap the encoder in one more module than the head.
     Rule('module.head.norm.running_mean', 'head_stats', 'mean'),
     Rule('module.head.norm.running_var', 'head_stats', 'var'),
-    Rule('module.head.norm.num_batches_tracked', 'head_stats', 'count'),
     *_leaves('module.head.mlp.mlp.0', 'head', ''),
 )
 

@@ -1,33 +1,34 @@
 """The authors' checkpoints: what their tensors and their folder's name tell about the model, and how they are written."""
+import argparse
 import datetime
 import pathlib
 import re
+import sys
 from typing import Any
 
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
-from m2d_clap_jax.weights.core import TEXT_ENCODERS, Weights, check, pooling_of
-from m2d_clap_jax.weights.files import BERT_MARK, in_place, read_tensors, unwrap
-from m2d_clap_jax.weights.names import flax_path, to_flax, to_torch
+from m2d_clap_jax.weights.core import TEXT_ENCODERS, TEXT_PREFIX, Weights, check, pooling_of
+from m2d_clap_jax.weights.files import in_place, read_tensors, text_prefix, unwrap, without_prefix
+from m2d_clap_jax.weights.names import to_flax, to_torch
 
 MEL_BINS = 80
 NORM_STATS = (-7.1, 4.2)  # of AudioSet: what files without statistics were trained with
-WRAPPER = 'module.ar.runtime.backbone.'  # of the encoder in fine-tuned public checkpoints
+FINETUNED, RUNTIME = 'module.ar.runtime.backbone.', 'backbone.'  # before the encoder's names, with a head, with text
 
 
 def read_public(path: pathlib.Path, overrides: dict) -> Weights:
-  """A .pth or .safetensors file of any released family -> Weights; overrides as in `weights.read`."""
+  """A .pth or .safetensors file of any released family -> Weights; overrides as in `weights.read`.
+
+  Tensors that the model has no place for are left out, which one line on standard error tells.
+  """
   found = read_tensors(path)
-  tensors, text = unwrap(found)
-  unknown = [name for name in tensors if flax_path(name) is None]
-  if len(unknown) == len(tensors):
-    raise UserError(f'{path}: none of its {len(tensors)} tensors belongs to an M2D-CLAP, M2D or MSM-MAE model (the '
-                    f'first is {unknown[0] if unknown else "missing"})')
-  if unknown:
-    listed = ', '.join(unknown[:8]) + (f', and {len(unknown) - 8} more' if len(unknown) > 8 else '')
-    raise UserError(f'{path}: holds {len(unknown)} tensors that no M2D-CLAP, M2D or MSM-MAE model has: {listed}')
+  tensors, text, rest = unwrap(found)
+  if not tensors:
+    raise UserError(f'{path}: none of its {len(found)} tensors belongs to an M2D-CLAP, M2D or MSM-MAE model (the '
+                    f'first is {next(iter(found), "missing")})')
   named = name_fields(path.parent.name)
   overrides = dict(overrides)
   sample_rate = overrides.pop('sample_rate', None) or named.pop('sample_rate', 16000)
@@ -36,9 +37,21 @@ def read_public(path: pathlib.Path, overrides: dict) -> Weights:
   trees = to_flax(tensors)
   model = infer_model(tensors, named | overrides, path)
   weights = Weights(model=model, trees=trees, sample_rate=sample_rate, text=text, source=str(path),
-                    text_encoder=text_encoder(letter, encoder, model), text_prefix=_text_prefix(found))
+                    text_encoder=text_encoder(letter, encoder, model), text_prefix=text_prefix(found) or TEXT_PREFIX)
   check(weights)
+  if rest:
+    print(f'notice: {path}: {len(rest)} tensors that the model has no place for are left out: {_grouped(rest)}',
+          file=sys.stderr)
   return weights
+
+
+def _grouped(names) -> str:
+  """['to_spec.a', 'to_spec.b', 'x.y'] -> 'to_spec.* (2), x.y'."""
+  groups: dict[str, list[str]] = {}
+  for name in sorted(names):
+    groups.setdefault(without_prefix(name).partition('.')[0], []).append(name)
+  parts = [own[0] if len(own) == 1 else f'{group}.* ({len(own)})' for group, own in groups.items()]
+  return ', '.join(parts[:8]) + (f', and {len(parts) - 8} more kinds' if len(parts) > 8 else '')
 
 
 def name_fields(folder: str) -> dict:
@@ -50,10 +63,11 @@ def name_fields(folder: str) -> dict:
   if not match:
     return {}
   fields: dict[str, Any] = {'input_size': (int(match[1]), int(match[2])), 'patch_size': (int(match[3]), int(match[4]))}
-  if rate := re.search(r'p(\d+)k', match[5]):
-    fields['sample_rate'] = 1000 * int(rate[1])
-  if encoder := re.search(r'p([ABN])', match[5]):
-    fields['text_encoder'] = encoder[1]
+  for part in match[5].split('p'):
+    if rate := re.fullmatch(r'(\d+)k', part):
+      fields['sample_rate'] = 1000 * int(rate[1])
+    if part in TEXT_ENCODERS:
+      fields['text_encoder'] = part
   return fields
 
 
@@ -63,10 +77,14 @@ def infer_model(tensors: dict[str, np.ndarray], known: dict, path) -> dict:
   try:
     width = shapes['cls_token'][-1]
     kernel = shapes['patch_embed.proj.weight']
-    patch = kernel[2:]
+    patch = kernel[2], kernel[3]
     depth = _count(shapes, 'blocks')
   except (KeyError, IndexError):
-    raise UserError(f'{path}: lacks cls_token or patch_embed.proj.weight, which every encoder has') from None
+    raise UserError(f'{path}: lacks cls_token or patch_embed.proj.weight, which every encoder has, or they are damaged'
+                    ) from None
+  if kernel[0] != width or not 0 < patch[0] <= MEL_BINS or not patch[1] or len(shapes) < 4 * depth:
+    raise UserError(f'{path}: cls_token {shapes["cls_token"]}, patch_embed.proj.weight {kernel} and blocks up to number '
+                    f'{depth - 1} are of no encoder; copy or download the file again')
   if tuple(known.get('patch_size', patch)) != tuple(patch):
     raise UserError(f'{path}: its patches are {patch[0]}x{patch[1]}, where its folder (or the argument patch_size) says '
                     f'{known["patch_size"][0]}x{known["patch_size"][1]}: correct the name or the argument')
@@ -78,6 +96,8 @@ def infer_model(tensors: dict[str, np.ndarray], known: dict, path) -> dict:
     raise UserError(f'{path}: neither a position table nor its folder (as in m2d_vit_base-80x608p16x16) tells the '
                     'input size: give input_size=(80, FRAMES)')
   stats = tensors.get('norm_stats')
+  if stats is not None and stats.shape != (2,):
+    raise UserError(f'{path}: norm_stats has shape {stats.shape} where it is a mean and a deviation')
   fields['norm_stats'] = NORM_STATS if stats is None else tuple(float(x) for x in stats)
   fields |= _predictor_fields(shapes, width, patch) | _clap_fields(shapes, width)
   return fields | known
@@ -106,7 +126,7 @@ def _clap_fields(shapes, width: int) -> dict:
   elif 'text_proj.0.weight' in shapes:
     fields = {'text_width': shapes['text_proj.0.weight'][1], 'text_projector': 'mlp'}
   if semantic:
-    hidden = shapes.get('audio_proj.sem_blocks.0.mlp.fc1.weight', (2 * width,))[0]
+    hidden = shapes.get('audio_proj.sem_blocks.0.mlp.fc1.weight', (width,))[0]
     fields |= {'audio_projector': 'semantic', 'semantic_depth': _count(shapes, 'audio_proj.sem_blocks'),
                'semantic_mlp_ratio': hidden / width}
   return fields
@@ -121,35 +141,66 @@ def text_encoder(letter: str, name: str | None, model: dict) -> dict | None:
 
 
 def _count(shapes, blocks: str) -> int:
-  pattern = re.compile(re.escape(blocks) + r'\.(\d+)\.')
+  pattern = re.compile(re.escape(blocks) + r'\.(\d{1,4})\.')
   return 1 + max((int(match[1]) for name in shapes if (match := pattern.match(name))), default=-1)
-
-
-def _text_prefix(found) -> str:
-  return next((name.removesuffix(BERT_MARK) for name in found if name.endswith(BERT_MARK)), '')
 
 
 def public_tensors(weights: Weights) -> dict[str, np.ndarray]:
   """All tensors under their public names, with the fixed tables that the public files have."""
   complete = weights.with_tables()
   tensors = to_torch(complete.trees, complete.network().patch_size)
-  if 'head' in weights.trees:
-    tensors = {name if name.startswith('module.head.') else WRAPPER + name: value for name, value in tensors.items()}
+  wrapper = FINETUNED if 'head' in weights.trees else RUNTIME if weights.text else ''
+  tensors = {name if name.startswith('module.head.') or name == 'logit_scale' else wrapper + name: value
+             for name, value in tensors.items()}
   return tensors | {weights.text_prefix + name: value for name, value in weights.text.items()}
 
 
-def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
-  """The authors' folder name, from which their tools take input size, patch size and rate."""
+def model_name(weights: Weights) -> str:
+  """What the authors call a model, as in 'm2d_clap_vit_base'."""
   network = weights.network()
   kind = 'm2d_clap' if network.text_width is not None else 'msm_mae' if network.predict == 'pixels' else 'm2d'
   size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(network.width, f'w{network.width}')
-  rate = '' if weights.sample_rate == 16000 else f'p{weights.sample_rate // 1000}k'
-  return (f'{kind}_vit_{size}-{network.input_size[0]}x{network.input_size[1]}p{network.patch_size[0]}x'
-          f'{network.patch_size[1]}{rate}-{day:%y%m%d}')
+  return f'{kind}_vit_{size}'
+
+
+def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
+  """The authors' folder name, from which their tools take input size, patch size, rate and text encoder.
+
+  Without letters they take 16 kHz and GTE-base. 'p16k' stands wherever letters follow.
+  """
+  network = weights.network()
+  letters = _letters(weights)
+  rate = f'p{weights.sample_rate // 1000}k' if letters or weights.sample_rate != 16000 else ''
+  return (f'{model_name(weights)}-{network.input_size[0]}x{network.input_size[1]}p{network.patch_size[0]}x'
+          f'{network.patch_size[1]}{rate}{letters}-{day:%y%m%d}')
+
+
+def _letters(weights: Weights) -> str:
+  """'pBpTI' of a model with a BERT inside, 'pN' of one with NV-Embed-v2's captions, '' for GTE-base."""
+  about = weights.text_encoder
+  if not about:
+    return ''
+  if weights.text:  # a BERT of any name, which is pooled as the letter says
+    return {'mean': 'pA', 'cls': 'pB'}.get(about['pooling'], '') + 'pTI'
+  known = {name: letter for letter, (name, _) in TEXT_ENCODERS.items()}
+  letter = known.get(about['name'], 'A')
+  return '' if letter == 'A' else f'p{letter}'
+
+
+def run_arguments(weights: Weights, epoch: int) -> argparse.Namespace:
+  """What the authors' tools read of the run that made a checkpoint: plain values, as far as they are known here."""
+  network, encoder = weights.network(), weights.text_encoder or {}
+  return argparse.Namespace(
+      model=model_name(weights), input_size=list(network.input_size), patch_size=list(network.patch_size),
+      sample_rate=weights.sample_rate, norm_stats=list(network.norm_stats), mask_ratio=network.mask_ratio,
+      decoder_depth=network.predictor_depth, text_encoder=encoder.get('name'), pooling=encoder.get('pooling'),
+      epochs=epoch)
 
 
 def save_pth(weights: Weights, folder, epoch: int = 0):
   """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, which the authors' tools load -> its path.
+
+  Entries: `model` and `epoch`; of a model that pre-training can go on from also `args`, see `run_arguments`.
 
   Raises:
     UserError: torch is not installed, or the folder cannot be written.
@@ -162,7 +213,8 @@ def save_pth(weights: Weights, folder, epoch: int = 0):
   tensors = {name: torch.from_numpy(np.array(value)) for name, value in public_tensors(weights).items()}
   path = as_path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'
 
-  def write(temporary):
-    torch.save({'model': tensors, 'epoch': epoch}, temporary)
-  in_place(path, write)
+  content = {'model': tensors, 'epoch': epoch}
+  if weights.complete:  # torch's weights-only loading refuses a Namespace: files for inference do without
+    content['args'] = run_arguments(weights, epoch)
+  in_place(path, lambda temporary: torch.save(content, temporary))
   return path

@@ -1,4 +1,5 @@
 """Audio files for a model: found in folders, run in groups of bounded size, the unusable ones told and left out."""
+import collections
 import os
 import re
 import sys
@@ -11,7 +12,11 @@ from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
 
 # What is taken from a folder; a file that is named itself may end as it likes.
-ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64')
+ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64',
+           '.m4a', '.m4b', '.mp4', '.mov', '.3gp', '.aac', '.webm', '.mka', '.mkv', '.wma', '.mp2', '.amr', '.ac3', '.ape',
+           '.wv', '.tta')
+# What also is about sound, but cannot be decoded; it is counted, so that nothing is missed without a word.
+NOT_DECODED = ('.mid', '.midi', '.ra', '.rm', '.dss', '.ds2', '.vox', '.m4p', '.aax', '.aup3', '.mod', '.xm', '.sf2', '.spx')
 # A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
 MOST_FILES, MOST_BYTES = 256, 64e6
 
@@ -75,8 +80,12 @@ def printable(name: str) -> str:
 
 def _search(folder: str) -> list[str]:
   folder = os.fspath(as_path(folder))
-  return [os.path.join(folder, name) for name in files_under(folder)
-          if name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))]
+  visible = [name for name in files_under(folder) if not any(part.startswith('.') for part in name.split('/'))]
+  others = collections.Counter(ending for name in visible if (ending := os.path.splitext(name)[1].lower()) in NOT_DECODED)
+  if others:
+    listed = ', '.join(f'{count} {ending}' for ending, count in others.items())
+    print(f'{folder}: {others.total()} files cannot be decoded and are not taken ({listed})', file=sys.stderr)
+  return [os.path.join(folder, name) for name in visible if name.lower().endswith(ENDINGS)]
 
 
 def _groups(names: Sequence[str]) -> Iterator[list[str]]:

@@ -129,12 +129,10 @@ def mp3_without_length(path, **how):
   return path
 
 
-def test_an_mp3_without_a_stated_length_is_read_whole_or_refused(tmp_path):
-  constant = mp3_without_length(tmp_path / 'cbr.mp3', bitrate_mode='CONSTANT', compression_level=0.5)
-  wave, _ = decode.load(constant, 16000)
-  assert 79000 < len(wave) < 82000
-  varying = mp3_without_length(tmp_path / 'vbr.mp3', bitrate_mode='VARIABLE', compression_level=0.5)
-  assert_refused(varying, 'varying bit rate')  # the decoder would stop after 0.8 of 5 seconds and not say so
+def test_an_mp3_without_a_stated_length_is_read_whole(tmp_path):
+  for mode in ('CONSTANT', 'VARIABLE'):  # of the second, libsndfile would read 0.8 of 5 seconds, and not say so
+    path = mp3_without_length(tmp_path / f'{mode}.mp3', bitrate_mode=mode, compression_level=0.5)
+    assert 79000 < len(decode.load(path, 16000)[0]) < 82000
 
 
 def test_a_wav_from_a_pipe_with_unknown_length_is_read(tmp_path):

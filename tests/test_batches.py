@@ -39,7 +39,7 @@ def test_every_crop_position_and_every_caption_can_come_up():
   starts = [crop(logmel, 8, u)[0, 0] for u in uniform]
   np.testing.assert_array_equal(np.unique(starts, return_counts=True)[0], [0, 1, 2])
   assert min(np.unique(starts, return_counts=True)[1]) > 300
-  clip = schema.Clip('a', logmel, caption_embeddings=np.arange(3)[:, None])
+  clip = schema.Record('a', logmel, caption_embeddings=np.arange(3)[:, None])
   assert {int(pick_caption(clip, u)[0]) for u in uniform} == {0, 1, 2}
 
 
@@ -55,7 +55,7 @@ class FakeSplit:
   name, num_clips = 'train', 12
 
   def clips(self, ids):
-    return [schema.Clip(str(i), np.full((4, 6), i, np.float16), caption_embeddings=np.full((2, 3), i, np.float16))
+    return [schema.Record(str(i), np.full((4, 6), i, np.float16), caption_embeddings=np.full((2, 3), i, np.float16))
             for i in ids]
 
 

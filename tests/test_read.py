@@ -1,5 +1,6 @@
 """Reading records back: any order, from threads, and damage told with the shard's name."""
 import concurrent.futures
+import dataclasses
 import pickle
 import shutil
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
 def test_a_clip_survives_the_round_trip():
   meta = {'schema': 1, 'logmel': {'n_mels': 80}, 'text_encoder': {'width': 4}, 'embedding_dtype': 'float32'}
   rng = np.random.default_rng(0)
-  clip = schema.Clip('ä/b.wav', rng.standard_normal((80, 7)).astype(np.float16), ['één', 'two'],
+  clip = schema.Record('ä/b.wav', rng.standard_normal((80, 7)).astype(np.float16), ['één', 'two'],
                      rng.standard_normal((2, 4)).astype(np.float32), ['l'])
   back = schema.decode(schema.encode(clip), meta)
   assert (back.key, back.captions, back.labels) == (clip.key, clip.captions, clip.labels)
@@ -93,7 +94,7 @@ def test_missing_and_truncated_shards_are_named(folder, tmp_path):
   with pytest.raises(UserError, match='train-00001-of-00003.tfrecord: shard cannot be read'):
     Folder(out).split('train')
   shard.write_bytes(bytes(len(data)))  # the right length, nothing in it
-  with pytest.raises(UserError, match='train-00001-of-00003.tfrecord: damaged at byte 0'):
+  with pytest.raises(UserError, match='train-00001-of-00003.tfrecord record 0: damaged'):
     Folder(out).split('train').read(range(20))
 
 
@@ -107,6 +108,38 @@ def test_a_damaged_record_is_named_by_shard_and_number(folder, tmp_path):
     f.write(b'\xff' * length)
   with pytest.raises(UserError, match=rf'{split.files[shard]} record {9 - int(split._starts[shard])}: damaged'):
     Folder(out).split('train').clip(9)
+
+
+def test_every_flipped_bit_is_noticed(folder, tmp_path):
+  out = tmp_path / 'out'
+  shutil.copytree(folder, out)
+  draw = np.random.default_rng(0)
+  for _ in range(60):
+    split = Folder(out).split('train')
+    i = int(draw.integers(split.num_clips))
+    shard, offset, length = (int(part[0]) for part in split.locate([i]))
+    place, bit = offset - 12 + int(draw.integers(length + 16)), 1 << int(draw.integers(8))
+    with open(split.files[shard], 'r+b') as file:
+      file.seek(place)
+      whole = file.read(1)
+      file.seek(place)
+      file.write(bytes([whole[0] ^ bit]))
+      file.flush()
+      with pytest.raises(UserError, match=rf'record {i - int(split._starts[shard])}: damaged'):
+        split.clip(i)
+      file.seek(place)
+      file.write(whole)
+    assert len(split.read([i])[0]) == length
+
+
+def test_a_log_mel_that_is_not_finite_is_damage(folder):
+  split = Folder(folder).split('train')
+  clip = split.clip(3)
+  for value in (np.nan, np.inf, -np.inf):
+    broken = clip.logmel.copy()
+    broken[7, 5] = value
+    with pytest.raises(UserError, match='record 3: damaged .its log-mel holds NaN or infinity'):
+      split._decoded(3, schema.encode(dataclasses.replace(clip, logmel=broken)))
 
 
 def test_a_record_without_its_values_is_named_too(folder):

@@ -1,0 +1,146 @@
+"""Sounds inside of files: libsndfile reads what it knows, FFmpeg (through PyAV) the rest.
+
+Alphabet: S samples of a channel, C channels.
+"""
+import io
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import soundfile
+
+from m2d_clap_jax.audio import integrity
+from m2d_clap_jax.audio.integrity import Damaged
+
+_BLOCK = 1 << 18  # samples of a channel decoded at a time, so that an hour of surround sound is never in memory as such
+# What FFmpeg may take a file for. Playlists are not among them: they name other files and addresses, which it would open.
+_FFMPEG_FORMATS = ('aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,iff,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,'
+                   'ogg,tak,tta,voc,w64,wav,wv')
+
+
+def open_sounds(file) -> Iterator['LibsndfileSound | FFmpegSound']:
+  """The sounds that follow each other in an open, seekable file: one, but for chained Ogg streams.
+
+  Raises:
+    Damaged: no reader makes sense of the file.
+  """
+  links = integrity.ogg_links(file)
+  for start, stop in links:
+    part = file if len(links) == 1 else _Part(file, start, stop)
+    yield _open(part)
+
+
+def _open(file):
+  try:
+    return LibsndfileSound(file)
+  except _Unsure as reason:
+    file.seek(0)
+    try:
+      return FFmpegSound(file)
+    except av.FFmpegError:
+      raise Damaged(str(reason)) from None
+
+
+class _Unsure(Exception):
+  """Why libsndfile does not read a file, or not all of it; FFmpeg may."""
+
+
+class LibsndfileSound:
+  """rate in Hz; `blocks(wanted)` yields float32 [S, C] until `wanted` samples or the end, and raises Damaged."""
+
+  def __init__(self, file):
+    self._file = file
+    try:
+      self._sound = soundfile.SoundFile(file)
+    except soundfile.LibsndfileError as error:
+      raise _Unsure(f'is not readable as audio ({_reason(error)})') from None
+    if not self._sound.frames:  # or its header says so, as recorders leave it that write to a pipe
+      raise _Unsure('holds no samples')
+    if not integrity.states_length(file, self._sound):  # libsndfile would stop where it guesses the end
+      raise _Unsure('does not state its length')
+    self.rate = self._sound.samplerate
+    integrity.check_rate(self.rate)
+    integrity.check_header(file, self._sound)
+
+  def blocks(self, wanted: float) -> Iterator[np.ndarray]:
+    count, ended = 0, False
+    with self._sound as sound:
+      while count < wanted and not ended:
+        asked = int(min(_BLOCK, wanted - count))
+        try:
+          block = sound.read(asked, dtype='float32', always_2d=True)
+        except soundfile.LibsndfileError as error:
+          raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({_reason(error)})') from None
+        ended = len(block) < asked  # the end, or a hole: reading on past a hole would join what does not belong together
+        if len(block):
+          count += len(block)
+          yield block
+      integrity.check_count(self._file, sound, count, ended)
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+  text = error.error_string.strip().rstrip('.')
+  return 'its header is damaged' if 'internal' in text.lower() else text.removeprefix('Error : ')
+
+
+class FFmpegSound:
+  """The same of the first audio stream of whatever FFmpeg reads: m4a, webm, wma, amr and others."""
+
+  def __init__(self, file):
+    self._file = file
+    self._container = av.open(file, metadata_errors='ignore', options={'format_whitelist': _FFMPEG_FORMATS})
+    if not self._container.streams.audio:
+      raise Damaged('has no audio track')
+    self._stream = self._container.streams.audio[0]
+    if not self._stream.codec_context or not self._stream.rate:
+      raise Damaged('has an audio track of an unknown kind')
+    self.rate = self._stream.rate
+    integrity.check_rate(self.rate)
+
+  def blocks(self, wanted: float) -> Iterator[np.ndarray]:
+    count, ended = 0, True
+    resampler = av.AudioResampler(format='fltp')  # to float32, one row a channel; rate and channels as they are
+    with self._container as container:
+      stated = integrity.stated_seconds(container, self._stream)
+      try:
+        for frame in container.decode(self._stream):
+          if frame.sample_rate != self.rate:
+            raise Damaged(f'changes its sample rate from {self.rate} to {frame.sample_rate} Hz')
+          for part in resampler.resample(frame):
+            block = part.to_ndarray().T
+            count += len(block)
+            yield block
+          if count >= wanted:
+            ended = False
+            break
+      except av.FFmpegError as error:
+        raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({error.strerror})') from None
+      if ended:
+        integrity.check_decoded(self._file, count / self.rate, stated)
+
+
+class _Part(io.RawIOBase):
+  """The bytes from `start` to `stop` of an open file, as a file."""
+
+  def __init__(self, file, start: int, stop: int):
+    self._file, self._start, self._size, self._place = file, start, stop - start, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def tell(self):
+    return self._place
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    self._place = max(0, offset + (0, self._place, self._size)[whence])
+    return self._place
+
+  def readinto(self, buffer):
+    self._file.seek(self._start + self._place)
+    data = self._file.read(max(0, min(len(buffer), self._size - self._place)))
+    buffer[:len(data)] = data
+    self._place += len(data)
+    return len(data)

@@ -1,0 +1,42 @@
+"""What inference runs on the device: pure functions of variables and log-mels, to be compiled.
+
+Alphabet: B clips, F mel bins, T time columns (patches), PT frames of a patch, D width of the encoder, E embedding, L layers.
+"""
+import jax
+import jax.numpy as jnp
+
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.m2d_clap import valid_patches
+from m2d_clap_jax.models.vit import Block
+
+
+def columns(variables, logmel, real, *, network: M2DCLAP, layers: tuple[int, ...] = ()):
+  """Raw log-mels [B, F, T * PT] of which `real` [B] columns exist -> frame features [B, T, 5 * D].
+
+  With layers, numbers of blocks from 1: the outputs of these blocks, before any norm, instead -> [B, T, L, 5 * D].
+  """
+  with jax.default_matmul_precision('highest' if network.dtype == 'float32' else None):
+    grid = network.grid[0], logmel.shape[2] // network.patch_size[1]
+    valid = valid_patches(real, grid)
+    if not layers:
+      return network.frames(jnp.asarray(network.apply(variables, logmel, valid, method='encode')))
+    # Blocks that are scanned over, or computed again, are no modules of their own whose outputs could be had.
+    _, kept = network.clone(scan=False, remat=False).apply(
+        variables, logmel, valid, method='encode', mutable=['intermediates'],
+        capture_intermediates=lambda module, _: isinstance(module, Block))
+    blocks = kept['intermediates']['encoder']
+    outputs = [blocks[f'blocks_{layer - 1}']['__call__'][0][:, 1:].astype(jnp.float32) for layer in layers]  # no [CLS]
+    return jnp.stack([network.frames(z) for z in outputs], axis=2)
+
+
+def pooled(variables, logmel, real, *, network: M2DCLAP):
+  """The same, summed over the columns that exist -> [B, 5 * D]."""
+  features = columns(variables, logmel, real, network=network)
+  exists = jnp.arange(features.shape[1])[None] < real[:, None]
+  return jnp.sum(jnp.where(exists[..., None], features, 0), axis=1)
+
+
+def project(variables, z, valid, *, network: M2DCLAP):
+  """Patch embeddings [B, N, D], of which `valid`, bool [B, N], exist -> CLAP audio embeddings [B, E]."""
+  with jax.default_matmul_precision('highest'):
+    return network.apply(variables, z, valid, method='project_audio')
