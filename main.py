@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostError, Preempted
 
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
@@ -23,6 +23,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and fig
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 _PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    'peer_timeout', 100, 'Seconds without a sign of life after which a process of several counts as gone.', lower_bound=1)
 
 
 def run():
@@ -33,7 +35,7 @@ def run():
   if config.job not in DRIVERS:
     raise UserError(f'config.job={config.job!r}: unknown; known: {", ".join(DRIVERS)}')
   if _DISTRIBUTED.value or _COORDINATOR.value or _PROCESS.value:
-    join_processes(**by_hand(_COORDINATOR.value, _PROCESS.value))
+    join_processes(_PEER_TIMEOUT.value, **by_hand(_COORDINATOR.value, _PROCESS.value))
   workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
   module, function = DRIVERS[config.job]
   getattr(importlib.import_module(module), function)(
@@ -51,10 +53,10 @@ def by_hand(coordinator, process) -> dict:
   return {'coordinator_address': coordinator, 'process_id': int(match[1]), 'num_processes': int(match[2])}
 
 
-def join_processes(**told):
+def join_processes(peer_timeout: int, **told):
   import jax
   try:
-    jax.distributed.initialize(**told)
+    jax.distributed.initialize(**told, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=3 * peer_timeout)
   except ValueError as error:
     raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
                     'option out, start the processes by SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
@@ -94,6 +96,9 @@ if __name__ == '__main__':
   except Preempted as notice:
     print(f'preempted: {notice}', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)
+  except PeerLostError as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    os._exit(EXIT_STALLED)  # at exit JAX would wait for the process that is gone
   except KeyboardInterrupt:
     print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
     sys.exit(130)

@@ -22,8 +22,7 @@ from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_step
+from m2d_clap_jax.train.step import create_state, pretrain_step
 
 SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet
 

@@ -24,8 +24,7 @@ from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_step
+from m2d_clap_jax.train.step import create_state, pretrain_step
 
 # As configs/pretrain.py has them, which needs ml_collections; a test compares the two.
 PRESETS = {**SIZES, 'small_2s': dict(width=192, depth=6, heads=3, predictor_width=128, predictor_depth=2,

@@ -14,7 +14,7 @@ from benchmarks import compile, costs, encode, loader, parts, prepare, train_ste
 from benchmarks.report import Row, in_turns, table
 from configs import pretrain
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.train.state import create_state
+from m2d_clap_jax.train.step import create_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ['--size', 'small_2s', '--model', 'width=48', 'depth=1', 'predictor_width=48', 'predictor_depth=1',

@@ -12,7 +12,7 @@ import pytest
 
 from m2d_clap_jax import paths, weights
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import run, save_model
 from tests.test_api import tiny_weights

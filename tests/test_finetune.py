@@ -13,7 +13,7 @@ from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol
-from m2d_clap_jax.train import finetune
+from m2d_clap_jax.train import finetune, task_data
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
 from m2d_clap_jax.weights import public
 from tests import launched
@@ -22,6 +22,9 @@ from tests.test_pretrain import ENVIRONMENT, losses, one_device, wait_for  # noq
 RATE = 16000
 CLASSES = {'low': 300, 'middle': 1200, 'high': 4000}
 TINY = {'width': 32, 'depth': 1, 'heads': 2}
+# 48 training, 12 validation and 18 test clips of three classes.
+ROWS = [(f'{i}.wav', [list(CLASSES)[i % 3]], 'split', part)
+        for i, part in enumerate(['train'] * 48 + ['valid'] * 12 + ['test'] * 18)]
 
 
 def tones(folder, rows, seconds=0.5):
@@ -44,10 +47,7 @@ def tones(folder, rows, seconds=0.5):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """48 training, 12 validation and 18 test clips of three classes."""
-  parts = ['train'] * 48 + ['valid'] * 12 + ['test'] * 18
-  rows = [(f'{i}.wav', [list(CLASSES)[i % 3]], 'split', part) for i, part in enumerate(parts)]
-  return tones(tmp_path_factory.mktemp('tones'), rows)
+  return tones(tmp_path_factory.mktemp('tones'), ROWS)
 
 
 def tiny_config(root, **changes):
@@ -152,12 +152,12 @@ def test_a_linear_head_starts_with_the_score_of_linear_evaluation(run, data, tmp
 
 
 def test_recordings_are_kept_whole_but_for_test_clips(data, tmp_path):
-  found, rate = finetune.open_data(tmp_path, 'mine', None, root=str(data), seconds=0.3)
+  found, rate = task_data.open_data(tmp_path, 'mine', None, beat=print, root=str(data), seconds=0.3)
   assert rate == RATE and found.waves.samples == 4800
   for clip in found.task.clips:
     assert found.waves.lengths[found.places[clip.file]] == (4800 if clip.split == 'test' else 8000)
   folds = tones(tmp_path / 'folds', [(f'{i}.wav', [list(CLASSES)[i % 3]], 'fold', 1 + i % 2) for i in range(12)])
-  assert set(finetune.open_data(tmp_path, 'mine', None, root=str(folds), seconds=0.3)[0].waves.lengths) == {8000}
+  assert set(task_data.open_data(tmp_path, 'mine', None, beat=print, root=str(folds), seconds=0.3)[0].waves.lengths) == {8000}
 
 
 def flags(config, plain):

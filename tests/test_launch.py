@@ -124,7 +124,7 @@ def test_a_preempted_or_stalled_job_is_started_again_and_a_failed_one_is_not(lau
   launch('gpu.sh')  # installs
   python = launch.repository / '.venv' / 'bin' / 'python'
   counter = tmp_path / 'count'
-  for codes, expected in (('75 76 0', 0), ('75 2', 2)):
+  for codes, expected in (('75 76 134 0', 0), ('75 2', 2)):
     counter.write_text('0')
     python.write_text(f"""#!/usr/bin/env bash
 if [ "$1" != main.py ]; then exec {tmp_path}/python3 "$@"; fi

@@ -210,6 +210,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+def test_a_loss_that_is_no_number_is_found_before_statistics_and_evaluations_are_made_of_it(data, tmp_path):
+  config = tiny_config(data, steps=20, log_every=20, save_every=20, statistics_every=3, evals_every=20,
+                       **{'schedule.base_learning_rate': 1e30, 'schedule.warmup_steps': 0})
+  with pytest.raises(UserError, match=r'became (nan|inf).*learning rate in config.schedule'):
+    pretrain.run(config, tmp_path)
+
+
 def test_a_full_disk_during_a_save_is_one_line_and_the_last_checkpoint_stays(data, tmp_path, monkeypatch):
   pretrain.run(tiny_config(data, steps=2), tmp_path)
 

@@ -22,7 +22,7 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.train import finetune, pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.workdir import make_workdir
 from tests import launched, test_finetune
@@ -242,7 +242,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
   saved.wait()
   for what in ('/refused/checkpoints/3/state', '/refused/checkpoints/3/state/manifest'):  # by gcsfs, by TensorStore
     monkeypatch.setattr(server.bucket, 'broken', what)
-    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: the store does not give it'):
+    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: cannot be read'):
       saved.restore(state)
   monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/d/')  # TensorStore's, once all has begun
   with pytest.raises(UserError, match='gs://bucket/refused/checkpoints: the checkpoint of .* could not be written'):

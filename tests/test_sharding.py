@@ -10,8 +10,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_step
+from m2d_clap_jax.train.step import create_state, pretrain_step
 from m2d_clap_jax.weights import expected_shapes
 
 FIELDS = dict(input_size=(80, 48), width=64, depth=2, heads=2, predictor_width=32, predictor_depth=1,
