@@ -10,8 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'm2d_clap_jax'
-CORE = ['losses.py', 'train/step.py', 'train/optim.py', 'train/schedule.py', 'sharding.py',
-        *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
+CORE = ['losses.py', 'train/step.py', 'train/clap_step.py', 'train/augment.py', 'train/optim.py', 'train/schedule.py',
+        'sharding.py', *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
 ABSENT = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'orbax.checkpoint', 'librosa',
           'soundfile', 'soxr', 'clu', 'ml_collections', 'sklearn', 'matplotlib']
 
