@@ -52,7 +52,11 @@ def run_together(code, *arguments):
   join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
   processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=ROOT, env=env,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
-  printed = [process.communicate(timeout=300) for process in processes]
+  try:
+    printed = [process.communicate(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0, 0], printed
   return [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in printed]
 
