@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'm2d_clap_jax'
-CORE = ['losses.py', 'train/step.py', 'train/optim.py', 'train/schedule.py', 'sharding.py',
+CORE = ['losses.py', 'train/step.py', 'train/optim.py', 'sharding.py',
         *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
 ABSENT = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'orbax.checkpoint', 'librosa',
           'soundfile', 'soxr', 'clu', 'ml_collections', 'sklearn', 'matplotlib']
@@ -74,7 +74,7 @@ import m2d_clap_jax.losses
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax import sharding
 from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.step import create_state
 from m2d_clap_jax.train.step import pretrain_step
 model = M2DCLAP(input_size=(80, 32), width=32, depth=1, heads=2, predictor_width=16, predictor_depth=1,
