@@ -33,7 +33,7 @@ ROOMS = {
     'av': (r'audio/readers\.py', True),
     'soundfile': (r'audio/(decode|readers)\.py', True),
     'soxr': (r'audio/decode\.py', True),
-    'sklearn': (r'eval/(linear|plots|metrics)\.py', False),
+    'sklearn': (r'eval/(logistic_probe|class_plots|metrics)\.py', False),
     'matplotlib': (r'eval/plots\.py', True),
     'pyarrow': (r'cli/embedding_files\.py', False),
     'ml_collections': (r'(?!)', False),  # below the drivers nobody knows what a config is: main.py and configs/ only
