@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from m2d_clap_jax import forward, sharding
+from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
-from m2d_clap_jax.audio.batching import Chunk, buckets, run_in_batches
+from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
+from m2d_clap_jax.models import inference
 from m2d_clap_jax.weights import Weights, read
 
 TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
@@ -65,10 +66,11 @@ class Pipeline:
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
     self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # no copy: the first device's own
     self._batch_size = batch_size * self._mesh.size
-    self._buckets = buckets(self.network.grid[1])
-    self._pooled = jax.jit(functools.partial(forward.pooled, network=self.network))
-    self._columns = jax.jit(functools.partial(forward.columns, network=self.network), static_argnames='layers')
-    self._project = jax.jit(functools.partial(forward.project, network=self.network))
+    self._chunker = Chunker(self.logmel, frames=self.network.input_size[1], patch=self.network.patch_size[1],
+                            columns=self.network.grid[1], pad=self.network.norm_stats[0])
+    self._pooled = jax.jit(functools.partial(inference.pooled, network=self.network))
+    self._columns = jax.jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
+    self._project = jax.jit(functools.partial(inference.project, network=self.network))
 
   @property
   def fingerprint(self) -> str:
@@ -76,7 +78,7 @@ class Pipeline:
 
   def embed(self, waves, sample_rate: int | None = None) -> np.ndarray:
     """-> [B, 5 * D] clip embeddings for transfer learning: frame features averaged over time."""
-    return np.stack(list(self._means(as_clips(waves, sample_rate or self.sample_rate))))
+    return np.stack(list(self._means(as_clips(waves, self._rate(sample_rate)))))
 
   def encode_audio(self, waves, sample_rate: int | None = None) -> np.ndarray:
     """-> [B, E] CLAP audio embeddings, not normalised; UserError without a CLAP head."""
@@ -87,7 +89,7 @@ class Pipeline:
 
   def features(self, waves, sample_rate: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Both kinds in one pass: ([B, 5 * D] of `embed`, [B, E] of `encode_audio` or None without a CLAP head)."""
-    clips = as_clips(waves, sample_rate or self.sample_rate)
+    clips = as_clips(waves, self._rate(sample_rate))
     if self.network.text_width is None:
       return np.stack(list(self._means(clips))), None
     if self.network.audio_projector == 'mlp':
@@ -109,7 +111,7 @@ class Pipeline:
         for clips of different lengths a list of [blocks, T, 5 * D].
     """
     layers = self._layers(layer)
-    features, stamps = self._stamped(as_clips(waves, sample_rate or self.sample_rate), layers)
+    features, stamps = self._stamped(as_clips(waves, self._rate(sample_rate)), layers)
     if layers:
       features = [np.moveaxis(each, 1, 0) if layer == 'all' else each[:, 0] for each in features]
     joined, stamps = _stacked(features, stamps)
@@ -131,7 +133,8 @@ class Pipeline:
       template: how a label becomes a caption; of several, the normalised embeddings are averaged.
     """
     self._need_clap()
-    if not len(labels):
+    labels = [labels] if isinstance(labels, str) else list(labels)
+    if not labels:
       raise UserError('classify needs labels, such as labels=["dog", "rain"]')
     return _unit(self.encode_audio(waves, sample_rate)) @ self.encode_labels(labels, template).T
 
@@ -152,7 +155,7 @@ class Pipeline:
       raise UserError(f'{self.weights.source}: has no fine-tuned head; classify(...) compares with captions')
     if not frames:
       return self._head(self.embed(waves, sample_rate))
-    features, stamps = self._stamped(as_clips(waves, sample_rate or self.sample_rate))
+    features, stamps = self._stamped(as_clips(waves, self._rate(sample_rate)))
     return _stacked([self._head(each) for each in features], stamps)
 
   def _head(self, x: np.ndarray) -> np.ndarray:
@@ -181,7 +184,10 @@ class Pipeline:
 
   def chunks(self, waves, sample_rate: int | None = None) -> Iterator[Chunk]:
     """The pieces of raw log-mel that the network is given, clip by clip."""
-    return self._chunks(as_clips(waves, sample_rate or self.sample_rate))
+    return self._chunker.cut(as_clips(waves, self._rate(sample_rate)))
+
+  def _rate(self, sample_rate: int | None) -> int:
+    return self.sample_rate if sample_rate is None else sample_rate
 
   def _need_clap(self):
     if self.network.text_width is None:
@@ -191,7 +197,7 @@ class Pipeline:
     """[5 * D] of each clip, in order."""
     sums: dict[int, np.ndarray] = {}
     counts = np.zeros(len(clips), int)
-    for chunk, value in run_in_batches(self._chunks(clips), self._pooled_batch, self._buckets, self._batch_size):
+    for chunk, value in self._run(self._pooled, clips):
       # In float64 and by chunk number: the order in which chunks were computed must not matter.
       sums[chunk.clip] = sums.get(chunk.clip, 0) + value.astype(np.float64)
       counts[chunk.clip] += chunk.columns
@@ -201,11 +207,10 @@ class Pipeline:
   def _frames(self, clips, layers: tuple[int, ...] = ()) -> Iterator[tuple[np.ndarray, float]]:
     """(frame features [T, 5 * D], or [T, L, 5 * D] of L layers, seconds) of each clip, in order."""
     parts: dict[int, dict[int, np.ndarray]] = {}
-    samples: dict[int, int] = {}
-    chunks = self._chunks(clips, samples)
-    function = functools.partial(self._columns_batch, layers=layers)
-    for chunk, value in run_in_batches(chunks, function, self._buckets, self._batch_size):
+    samples = [0] * len(clips)
+    for chunk, value in self._run(functools.partial(self._columns, layers=layers), clips):
       parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
+      samples[chunk.clip] = max(samples[chunk.clip], chunk.samples)
     for i in range(len(clips)):
       own = parts.pop(i)
       yield np.concatenate([own[number] for number in sorted(own)]), samples[i] / self.sample_rate
@@ -226,26 +231,18 @@ class Pipeline:
       raise UserError(f"layer={layer!r}: the encoder has {depth} blocks: give 1 to {depth}, -{depth} to -1, or 'all'")
     return (int(layer) % (depth + 1),)
 
-  def _chunks(self, clips, samples: dict | None = None) -> Iterator[Chunk]:
-    """Cuts all clips, one after the other; `samples` receives their lengths at the model's rate."""
-    patch, (_, columns) = self.network.patch_size[1], self.network.grid
-    mean = self.network.norm_stats[0]  # becomes 0, the pad of the public runtime, when standardised
-    samples = {} if samples is None else samples
-    for i, clip in enumerate(clips):
-      samples[i] = 0
-      for number, piece in enumerate(self.logmel.chunks(_counted(clip.blocks(self.sample_rate), samples, i),
-                                                        self.network.input_size[1])):
-        # Of a whole chunk, frames beyond the last whole patch are left out, as in training: 1001 are 62 columns.
-        width = min(columns, -(-piece.shape[1] // patch))
-        piece = piece[:, :width * patch]
-        piece = np.pad(piece, ((0, 0), (0, width * patch - piece.shape[1])), constant_values=mean)
-        yield Chunk(i, number, width, piece)
+  def _run(self, function, clips) -> Iterator[tuple[Chunk, np.ndarray]]:
+    """Runs function(variables, logmel, columns) on the chunks of all clips -> each chunk with its row of the result.
 
-  def _pooled_batch(self, logmel, columns):
-    return self._pooled(*self._placed(logmel, columns))
-
-  def _columns_batch(self, logmel, columns, layers):
-    return self._columns(*self._placed(logmel, columns), layers=layers)
+    While the device computes a batch, the next one is being made.
+    """
+    chunks: list[Chunk] = []
+    result = np.empty(0)
+    for batch in self._chunker.batches(clips, self._batch_size):
+      started = function(*self._placed(batch.logmel, batch.columns))
+      yield from zip(chunks, np.asarray(result))
+      chunks, result = batch.chunks, started
+    yield from zip(chunks, np.asarray(result))
 
   def _placed(self, logmel, columns):
     """A batch over all devices, if they divide it, else on the first -> (variables, logmel, columns)."""
@@ -276,12 +273,6 @@ def _stacked(features: list[np.ndarray], stamps: list[np.ndarray]):
   if len({len(each) for each in stamps}) == 1:
     return np.stack(features), np.stack(stamps)
   return features, stamps
-
-
-def _counted(blocks, samples: dict, i: int):
-  for block in blocks:
-    samples[i] += len(block)
-    yield block
 
 
 def _inference_only(params: dict) -> dict:

@@ -47,7 +47,7 @@ def test_json_has_the_pipelines_cosines_and_every_file(here, templates, capsys):
     assert line['kind'] == 'cosine' and list(line['scores'].values()) == sorted(line['scores'].values(), reverse=True)
     np.testing.assert_allclose([line['scores'][label] for label in LABELS], row, atol=1e-6)
   errors = [line for line in lines if 'error' in line]
-  assert len(errors) == 2 and all('not readable' in line['error'] for line in errors)
+  assert ['cut off' in errors[0]['error'], 'not readable' in errors[1]['error'], len(errors)] == [True, True, 2]
 
 
 def test_the_table_has_the_best_labels_of_each_file(here, capsys):

@@ -3,7 +3,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 
@@ -16,19 +15,18 @@ from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import faults, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters
+from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
 
 def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811
   config = tiny_config(data, steps=30, log_every=3, save_every=30, statistics_every=30, evals_every=30)
-  subprocess.run(command(*flags(config), f'--workdir={tmp_path / "whole"}'), cwd=ROOT, env=ENVIRONMENT, check=True,
-                 capture_output=True)
+  launched.run(*flags(config), f'--workdir={tmp_path / "whole"}', env=ENVIRONMENT)
   broken = tmp_path / 'broken'
   codes = []
   while not codes or codes[-1]:
-    process = subprocess.Popen(command(*flags(config), f'--workdir={broken}'), cwd=ROOT, env=ENVIRONMENT,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = launched.Main(*flags(config), f'--workdir={broken}', env=ENVIRONMENT)
     if not codes:
       wait_for(process, lambda: '"step": 6,' in ((broken / 'metrics.jsonl').read_text()
                                                  if (broken / 'metrics.jsonl').exists() else ''))

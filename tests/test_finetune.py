@@ -3,8 +3,6 @@ import csv
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +16,8 @@ from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.train import finetune, task_data
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
 from m2d_clap_jax.weights import public
-from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
+from tests import launched
+from tests.test_pretrain import ENVIRONMENT, losses, one_device, wait_for  # noqa: F401
 
 RATE = 16000
 CLASSES = {'low': 300, 'middle': 1200, 'high': 4000}
@@ -93,7 +92,6 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   truth = [model.classes.index(list(CLASSES)[i % 3]) for i in range(60, 78)]
   reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
   assert np.mean(logits.argmax(axis=1) == truth) == reported
-  pytest.importorskip('torch')
   path = public.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 
@@ -176,12 +174,10 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
   config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  command = [sys.executable, 'main.py', *options]
-  subprocess.run([*command, f'--workdir={whole}'], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+  launched.run(*options, f'--workdir={whole}', env=ENVIRONMENT)
   history, codes = broken / 'run0' / 'metrics.jsonl', []
   for step, sent in ((10, signal.SIGKILL), (30, signal.SIGTERM), (None, None)):
-    process = subprocess.Popen([*command, f'--workdir={broken}'], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = launched.Main(*options, f'--workdir={broken}', env=ENVIRONMENT)
     if step:
       wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())
       process.send_signal(sent)

@@ -16,9 +16,9 @@ from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
-from tests import test_finetune
+from tests import launched, test_finetune
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
 # order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
@@ -40,9 +40,7 @@ def start(config, workdir, count, *more):
   file = pathlib.Path(f'{workdir}_config.py')
   file.write_text(f'import json\nfrom ml_collections import ConfigDict\n'
                   f'def get_config():\n  return ConfigDict(json.loads({config.to_json_best_effort()!r}))\n')
-  return [subprocess.Popen(command(f'--config={file}', f'--workdir={workdir}', *options, *more), cwd=ROOT, env=ENV,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-          for options in joined]
+  return [launched.Main(f'--config={file}', f'--workdir={workdir}', *options, *more, env=ENV) for options in joined]
 
 
 def run_together(code, *arguments):
@@ -50,7 +48,7 @@ def run_together(code, *arguments):
   address = f'localhost:{free_port()}'
   env = ENV | {'XLA_FLAGS': ENV['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2'}
   join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
-  processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=ROOT, env=env,
+  processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=launched.ROOT, env=env,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
   try:
     printed = [process.communicate(timeout=300) for process in processes]
@@ -254,8 +252,7 @@ def test_processes_decide_together_whether_a_checkpoint_is_damaged(tmp_path):
     (['--distributed'], 'tells of no pod or cluster')])
 def test_mistakes_in_joining_are_one_line(options, words, config, tmp_path):
   env = {key: value for key, value in ENV.items() if not key.startswith(('SLURM', 'OMPI', 'JOB_'))}
-  result = subprocess.run(command(*flags(config), f'--workdir={tmp_path}', *options), cwd=ROOT, env=env,
-                          capture_output=True, text=True)
+  result = launched.run(*flags(config), f'--workdir={tmp_path}', *options, env=env, check=False)
   assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr
 
 

@@ -1,5 +1,4 @@
 """What people pass as audio, as a list of clips: arrays of any kind, files, alone or many."""
-import numbers
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -60,7 +59,7 @@ def _is_interleaved(array: np.ndarray) -> bool:
 
 
 def _checked_rate(rate) -> int:
-  if not (isinstance(rate, numbers.Real) and LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+  if not (isinstance(rate, int | float | np.number) and LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
     raise UserError(f'sample_rate={rate!r}: give a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}, as in 44100')
   return int(rate)
 

@@ -23,6 +23,8 @@ MOST_FILES, MOST_BYTES = 256, 64e6
 
 class CheckedFile(AudioClip):
   """A file whose damage ends its own sound only. `reason`: why it cannot be used, once its blocks were asked for."""
+  progress: Progress
+  reason: str | None
 
   def __new__(cls, name: str, progress: Progress):
     self = super().__new__(cls, name, None, 0)
@@ -49,7 +51,7 @@ def find(paths: Sequence[str]) -> list[str]:
   Raises:
     UserError: a folder without audio files.
   """
-  names = {}
+  names: dict[str, None] = {}
   for path in paths:
     found = _search(path) if as_path(path).is_dir() else [path]
     if not found:
@@ -89,7 +91,8 @@ def _search(folder: str) -> list[str]:
 
 
 def _groups(names: Sequence[str]) -> Iterator[list[str]]:
-  group, size = [], 0
+  group: list[str] = []
+  size = 0
   for name in names:
     own = _bytes(name)
     if group and (len(group) == MOST_FILES or size + own > MOST_BYTES):

@@ -13,7 +13,7 @@ from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.sampling import Epochs, rarity, validation_crops
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, plots, report
-from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
