@@ -3,6 +3,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 # TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -74,24 +75,46 @@ def main(argv):
 
 
 def parse(argv):
-  """absl's own parser, with its errors and those of configuration files told in one line."""
+  """absl's own parser; its errors and those of configuration files are reported in one line, with the line of the file."""
   try:
     rest = flags.FLAGS(argv)
     getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
     return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError,
+          ValueError) as error:
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     if any(line.startswith('Traceback') for line in lines):
       lines = lines[-1:]
     # ml_collections quotes a message within a message.
-    raise UserError(' '.join(lines).replace('\\n', '; ').replace("\\'", "'").strip('\'"')) from error
+    message = ' '.join(lines).replace('\\n', '; ').replace("\\'", "'").replace("module 'config_config'", config_file())
+    message = message[1:-1] if message[:1] in ('"', "'") and message[-1:] == message[:1] else message
+    if '--config=' in message:  # of our own files
+      raise UserError(message.removeprefix('ValueError: ')) from error
+    places = re.findall(r'File "([^"]+)", line (\d+)', ''.join(traceback.format_exception(error)))
+    own = [line for name, line in places if config_file() and os.path.abspath(name) == os.path.abspath(config_file())]
+    raise UserError((f'{config_file()} line {own[-1]}: ' if own else '') + message) from error
+
+
+def config_file() -> str:
+  """The file that --config names, without its variant."""
+  return next((word.partition('=')[2].partition(':')[0] for word in sys.argv if word.startswith('--config=')), '')
+
+
+def line_of_key(error: UserError) -> str:
+  """' (mine.py line 6)' of the line that sets a key that is not known; '' where there is none."""
+  key = re.match(r'config(?:\.\w+)*\.(\w+): unknown key', str(error))
+  if not key or not os.path.exists(config_file()):
+    return ''
+  with open(config_file(), encoding='utf-8') as file:
+    lines = [number for number, line in enumerate(file, 1) if re.search(rf'\b{key[1]}\b', line)]
+  return f' ({config_file()} line {lines[0]})' if lines else ''
 
 
 if __name__ == '__main__':
   try:
     app.run(main, flags_parser=parse)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {error}{line_of_key(error)}', file=sys.stderr)
     sys.exit(2)
   except Preempted as notice:
     print(f'preempted: {notice}', file=sys.stderr)

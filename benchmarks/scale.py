@@ -20,8 +20,7 @@ from benchmarks.report import Row, finish
 from benchmarks.train_step import PRESETS, sample_flops
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
 SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet

@@ -22,8 +22,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
 # As configs/pretrain.py has them, which needs ml_collections; a test compares the two.

@@ -18,8 +18,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.text import TextTower, flax_bert
 from m2d_clap_jax.train.clap_step import AUDIO_ENCODER, apply_gradients, clap_loss, clap_step, create_state
-from m2d_clap_jax.train.optim import decays, make_optimizer
-from m2d_clap_jax.train.schedule import warmup_cosine
+from m2d_clap_jax.train.optim import decays, make_optimizer, warmup_cosine
 from m2d_clap_jax.weights.names import flax_path, to_flax
 from tests import reference
 

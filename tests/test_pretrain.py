@@ -160,6 +160,21 @@ def test_a_mistake_in_the_command_is_one_line_that_says_what_to_do(options, word
     assert word in line
 
 
+@pytest.mark.parametrize('text, message', [
+    ('def get_config():\n  return no_such_name', "line 2: name 'no_such_name' is not defined"),
+    ('import no_such_module', "line 1: No module named 'no_such_module'"),
+    ('def get_config(:\n', 'line 1: invalid syntax'),
+    ('x = 1', "has no attribute 'get_config'"),
+    ('from configs import pretrain\ndef get_config():\n  config = pretrain.base()\n  config.batch_sise = 7\n  return config',
+     "config.batch_sise: unknown key; did you mean 'batch_size'? (FILE line 4)"),
+])
+def test_a_mistake_in_a_configuration_is_reported_with_the_line_of_the_users_file(text, message, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  line = one_line(launched.run(f'--config={file}', f'--workdir={tmp_path / "run"}', env=ENVIRONMENT, check=False))
+  assert str(file) in line and message.replace('FILE', str(file)) in line
+
+
 @pytest.mark.parametrize('changes,words', [
     ({'batch_size': 20}, ['batch_size=20', '8 devices', 'multiple of 8']),
     ({'batch_size': 48}, ['batch_size=48', '40 clips']),

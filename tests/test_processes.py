@@ -49,8 +49,12 @@ def run_together(code, *arguments):
   env = ENV | {'XLA_FLAGS': ENV['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2'}
   join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
   processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=launched.ROOT, env=env,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, captions=embeddings) for i in range(2)]
-  printed = [process.communicate(timeout=300) for process in processes]
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+  try:
+    printed = [process.communicate(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0, 0], printed
   return [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in printed]
 

@@ -9,8 +9,7 @@ import pytest
 from m2d_clap_jax import losses, sharding
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from tests import reference
 

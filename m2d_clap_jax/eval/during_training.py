@@ -14,12 +14,11 @@ import numpy as np
 from m2d_clap_jax import paths
 from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol, metrics, plots
+from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, plots
 from m2d_clap_jax.eval.encode import SplitEncoder
-from m2d_clap_jax.eval.features import statistics
-from m2d_clap_jax.eval.linear import logistic_probe
 from m2d_clap_jax.eval.linear_protocol import Protocol
-from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.eval.logistic_probe import logistic_probe
+from m2d_clap_jax.eval.metrics import normalise, statistics, zeroshot
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.options import bind
 
@@ -61,9 +60,9 @@ class ZeroShot:
     if self.multi_label:
       precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
       return Result({'mAP': float(precisions.mean()), 'chance': float(targets.mean())},
-                    {'classes': functools.partial(plots.class_bars, precisions, classes, label='AP')})
+                    {'classes': functools.partial(class_plots.class_bars, precisions, classes, label='AP')})
     result = zeroshot(audio, text, targets.argmax(axis=1))
-    similarity = functools.partial(plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
+    similarity = functools.partial(class_plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
     return Result({'accuracy': result['accuracy'], 'chance': result['chance']},
                   {**_confusion(result['confusion'], classes), 'similarity': similarity})
 
@@ -108,7 +107,7 @@ class Linear:
     matrix = metrics.confusion_matrix(targets[rows['test']].argmax(axis=1), outcomes[0].scores.argmax(axis=1),
                                       len(classes))
     return Result({'accuracy': mean, **scalars, 'chance': 1 / len(classes)},
-                  {'confusion': _titled(plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
+                  {'confusion': _titled(class_plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
 
 
 class LogisticProbe:
@@ -236,7 +235,7 @@ def _need_clap(audio, what: str):
 
 
 def _confusion(matrix, classes) -> dict[str, Callable]:
-  return {'confusion': functools.partial(plots.confusion_matrix, matrix, classes)}
+  return {'confusion': functools.partial(class_plots.confusion_matrix, matrix, classes)}
 
 
 def _titled(draw, *args, note: str):

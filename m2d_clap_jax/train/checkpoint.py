@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
-from m2d_clap_jax.quiet import quiet
+from m2d_clap_jax.progress import quiet
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
 # TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.

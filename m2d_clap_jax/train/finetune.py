@@ -13,7 +13,7 @@ from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.sampling import Epochs, rarity, validation_crops
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol, plots, report
-from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
@@ -29,8 +29,7 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
 )
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.schedule import Schedule, cosine_behind_warmup
+from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup
 from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
@@ -133,7 +132,7 @@ class FineTuning:
   mesh: jax.sharding.Mesh
   weights: Weights | None
   settings: dict
-  make_optimizer: Callable[[Schedule], optax.GradientTransformation]
+  make_optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
   augmentation: Augmentation
   scorer: Scorer
   guards: faults.Guards
@@ -290,7 +289,7 @@ def _finished(folder, made_with: dict) -> dict:
 
 
 def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
-              end: float = 1e-7) -> Schedule:
+              end: float = 1e-7) -> optax.Schedule:
   """Half a cosine over all epochs to `end`, behind a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
   return cosine_behind_warmup(learning_rate, warmup_epochs * epoch, total, end)
 

@@ -176,7 +176,7 @@ class RunningMetrics:
     return means
 
 
-class Progress:
+class StepProgress:
   """One line that says how far a run is and when it will end: rewritten on a terminal, else one a minute."""
 
   def __init__(self, start: int, total: int, log: RunLog):

@@ -9,7 +9,7 @@ from m2d_clap_jax import sharding
 from m2d_clap_jax.data.batches import prefetch
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
 from m2d_clap_jax.train.faults import Guards, Preempted
-from m2d_clap_jax.train.log import Progress, RunLog, RunningMetrics
+from m2d_clap_jax.train.log import RunLog, RunningMetrics, StepProgress
 
 
 class Every(NamedTuple):
@@ -49,7 +49,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0))
     feed = stack.enter_context(contextlib.closing(prefetch(batches, first, total)))
-    metrics, progress = RunningMetrics(batch_size, rows, saved.latest), Progress(first, total, log)
+    metrics, progress = RunningMetrics(batch_size, rows, saved.latest), StepProgress(first, total, log)
     if description:
       log.note(description)
 

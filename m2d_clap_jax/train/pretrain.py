@@ -21,9 +21,8 @@ from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import make_optimizer
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.prepared_data import PreparedData, open_data
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read

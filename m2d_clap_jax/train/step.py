@@ -11,7 +11,6 @@ from m2d_clap_jax import losses
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_MAX
 from m2d_clap_jax.models.masking import Mask, num_visible, random_mask
-from m2d_clap_jax.train.schedule import Schedule
 
 Batch = Mapping[str, jax.Array]
 
@@ -131,7 +130,7 @@ def descend(state, grads, tx: optax.GradientTransformation):
 
 
 def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                  ema_schedule: Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
+                  ema_schedule: optax.Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
   Returns the new state and scalar metrics. `gather` makes parameters whole that are divided over devices (see
@@ -143,7 +142,7 @@ def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.
 
 
 def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                    ema_schedule: Schedule, gather=None, **loss_options):
+                    ema_schedule: optax.Schedule, gather=None, **loss_options):
   """`pretrain_step` with the mask given."""
   gather = gather or (lambda tree: tree)
 
