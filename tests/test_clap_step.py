@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from transformers import BertConfig
+from safetensors.numpy import save_file
+from transformers import BertConfig, FlaxBertModel
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
@@ -30,29 +31,30 @@ def golden():
   return reference.load('clap_stage2_tiny')
 
 
-@functools.cache
-def tiny_tower(dropout):
-  """The golden files' BERT, in a folder of its own: weights by their names, and a vocabulary of 64 words."""
+def save_encoder(folder, dropout):
+  """The golden files' BERT as a folder: weights by their names, and a vocabulary of 64 words."""
   config = BertConfig(vocab_size=64, hidden_size=96, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192,
                       max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-  folder = pathlib.Path(tempfile.mkdtemp())
   (folder / 'config.json').write_text(json.dumps(config.to_dict()))
-  words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'abcdefghijklmnopqrstuvwxyz']
+  words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'sound', 'number', 'kind', *map(str, range(40))]
   (folder / 'vocab.txt').write_text('\n'.join(words + [f'w{i}' for i in range(64 - len(words))]) + '\n')
-  file = golden()
-  names = [key.partition('/')[2] for key in file if key.startswith('paramnorm/text_encoder.')]
-  shapes = {name: leaf.shape for name, leaf in text_shapes(config).items()}
-  tensors = {name.removeprefix(TEXT_PREFIX): reference.weight(TEXT_PREFIX + name, shapes[name.removeprefix(TEXT_PREFIX)])
-             for name in names}
-  tower = TextTower(folder, pooling='cls', tensors=tensors)
+  save_file({name: reference.weight(f'{TEXT_PREFIX}{TEXT_PREFIX}{name}', shape) for name, shape in text_shapes(config).items()},
+            folder / 'model.safetensors')
+  return folder
+
+
+@functools.cache
+def tiny_tower(dropout):
+  folder = pathlib.Path(tempfile.mkdtemp())
+  tower = TextTower(save_encoder(folder, dropout), pooling='cls')
   shutil.rmtree(folder)
   return tower
 
 
 def text_shapes(config):
-  from transformers import FlaxBertModel
   tree = FlaxBertModel(config, _do_init=False).params_shape_tree
-  return flax_bert.to_torch(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(tree)))
+  tensors = flax_bert.to_torch(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(tree)))
+  return {name: value.shape for name, value in tensors.items()}
 
 
 @functools.cache

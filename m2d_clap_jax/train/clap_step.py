@@ -18,14 +18,15 @@ from m2d_clap_jax.train.step import Batch, contrast, descend, in_parts
 
 # (parameters, token ids, attention mask, keys [B] for dropout or None) -> sentence embeddings, see text.TextTower.
 Tower = Callable[..., jax.Array]
-AUDIO_ENCODER = ('cls_token', 'patch_embed', 'encoder')
+AUDIO_ENCODER = 'cls_token', 'patch_embed', 'encoder'
+TEXT_ENCODER = 'text_encoder', 'text_pooler'
 
 
 @flax.struct.dataclass
 class ClapState:
   """step: int32 updates done; params: what is trained, projectors, logit scale and 'text_encoder'; frozen: the audio
-  encoder, unless it is trained too; tables: fixed position table; opt_state: optax, of params alone; rng: the run's key,
-  never advanced: each step folds its number in."""
+  encoder, unless it is trained too, and 'text_pooler', which embeds nothing; tables: fixed position table; opt_state:
+  optax, of params alone; rng: the run's key, never advanced: each step folds its number in."""
   step: jax.Array
   params: Any
   frozen: Any
@@ -35,12 +36,15 @@ class ClapState:
 
 
 def create_state(seed: int, *, model: M2DCLAP, text_shapes: Any, tx: optax.GradientTransformation,
-                 train_audio: bool = False) -> ClapState:
+                 pooler_shapes: Any = None, train_audio: bool = False) -> ClapState:
   """Audio encoder and projectors at random, from one seed, and a text encoder of zeros: what the run starts from takes
-  their place. Traceable. text_shapes: the text encoder's parameters, or their shapes."""
+  their place. Traceable. text_shapes, pooler_shapes: the text encoder's parameters and those of its pooling layer, see
+  `text.TextTower`, or their shapes."""
   rng, init = jax.random.split(jax.random.key(seed))
   params = model.init(init, jnp.zeros((1, *model.input_size)), jnp.zeros((1, model.text_width)), method=_pair)['params']
   frozen = {} if train_audio else {name: params.pop(name) for name in AUDIO_ENCODER}
+  if pooler_shapes:
+    frozen['text_pooler'] = jax.tree.map(lambda x: jnp.zeros(x.shape), pooler_shapes)
   params |= {'logit_scale': jnp.float32(LOGIT_SCALE_MAX),
              'text_encoder': jax.tree.map(lambda x: jnp.zeros(x.shape), text_shapes)}
   tables = {'pos_embed': jnp.zeros((1, 1 + model.num_patches, model.width))}
@@ -54,8 +58,8 @@ def _pair(model: M2DCLAP, logmel, text):
 
 def variables(state: ClapState) -> dict[str, Any]:
   """All that the audio side and the projectors are applied with."""
-  return {'params': {**state.frozen, **{name: tree for name, tree in state.params.items() if name != 'text_encoder'}},
-          'tables': state.tables}
+  params = {**state.frozen, **state.params}
+  return {'params': {name: tree for name, tree in params.items() if name not in TEXT_ENCODER}, 'tables': state.tables}
 
 
 def clap_loss(state: ClapState, batch: Batch, keep: jax.Array | None, keys: jax.Array | None, *, model: M2DCLAP,
