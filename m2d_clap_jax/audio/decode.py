@@ -52,7 +52,7 @@ def stream(path, sample_rate, max_seconds=None):
   try:
     if not is_remote(path) and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # opening a pipe may block
       raise AudioError(f'{path}: is not a regular file; correct the path or drop its row')
-    # Of a store in one piece: libsndfile takes a failure to read on for the end of the file.
+    # A remote file is read whole: libsndfile would mistake a later read failure for the end of the file.
     with io.BytesIO(read_bytes(path)) if is_remote(path) else path.open('rb') as file:
       size = file.seek(0, io.SEEK_END)
       if not size:

@@ -74,7 +74,7 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
       progress(done, total)
   names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
   waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                tell=note, note=decoded, part=(jax.process_index(), jax.process_count()))
+                report_space=note, report_progress=decoded, part=(jax.process_index(), jax.process_count()))
   if progress:
     progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}

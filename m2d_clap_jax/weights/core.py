@@ -1,4 +1,4 @@
-"""A model's weights and what must be known to use them, wherever they come from."""
+"""A model's weights and the description needed to use them, from any source."""
 import dataclasses
 import functools
 import hashlib
