@@ -20,7 +20,8 @@ def test_recordings_keep_their_length_and_are_decoded_once(tmp_path, monkeypatch
   def read(i):
     asked.append(i)
     return sources[i]
-  options = {'samples': 4, 'rate': 16000, 'note': lambda done, total: notes.append((done, total)), 'tell': reports.append}
+  options = {'samples': 4, 'rate': 16000, 'report_progress': lambda done, total: notes.append((done, total)),
+             'report_space': reports.append}
   found = Waves(tmp_path, 'abc', read, **options)
   assert len(found) == 3 and notes == [(1, 3), (2, 3), (3, 3)] and not found.rejected
   np.testing.assert_array_equal(found.lengths, [10, 3, 4])
@@ -29,7 +30,7 @@ def test_recordings_keep_their_length_and_are_decoded_once(tmp_path, monkeypatch
   assert sum(path.stat().st_size for path in found.folder.glob('*.int16')) == 2 * (10 + 3 + 4)
   again = Waves(tmp_path, 'abc', read, **options)
   np.testing.assert_array_equal(again.crops([2, 0], [0.3, 0.7]), found.crops([2, 0], [0.3, 0.7]))
-  assert sorted(asked) == [0, 0, 1, 2] and len(told) == 1  # the first also for the estimate of the size
+  assert sorted(asked) == [0, 0, 1, 2] and len(reports) == 1  # the first also for the estimate of the size
   Waves(tmp_path, 'abd', read, **options)
   assert len(asked) == 8
 

@@ -18,8 +18,8 @@ def warmup_cosine(peak: float, warmup_steps: float, total_steps: float, end: flo
 
 
 def cosine_behind_warmup(peak: float, warmup_steps: float, total_steps: float, end: float = 0.0) -> Schedule:
-  """Half a cosine from `peak` at step 0 to `end` at `total_steps`, whose first `warmup_steps` a line from 0 to `peak`
-  hides (EVAR's fine-tuning).
+  """Half a cosine from `peak` at step 0 to `end` at `total_steps`, replaced during the first `warmup_steps` by a line from
+  0 to `peak` (EVAR's fine-tuning).
 
   So the rate drops at the end of the warm-up, to the cosine's value there: 0.891 of the peak after 15 of 70 epochs.
   """

@@ -45,15 +45,15 @@ def download(name: str, folder=None) -> str:
     place = snapshot_download(repository, revision=revision, allow_patterns=list(FILES),
                               local_dir=None if folder is None else os.fspath(folder))
   except errors.GatedRepoError as error:
-    raise UserError(f'{name}: access must be requested from its owner: do so at https://huggingface.co/{repository}, and log '
-                    'in with `hf auth login`') from error
+    raise UserError(f'{name}: needs its owner\'s permission: request it at https://huggingface.co/{repository}, and log in '
+                    'with `hf auth login`') from error
   except errors.RevisionNotFoundError as error:
     raise UserError(f'{name}: the Hub has no revision {revision!r} of {repository}') from error
   except errors.RepositoryNotFoundError as error:
     raise UserError(f'{name}: the Hub has no such model, or it is private: check the name, or log in with '
                     '`hf auth login`') from error
   except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-    raise UserError(f'{name}: is not in the cache, and the Hub cannot be reached ({_reason(error)}): check the connection') from error
+    raise UserError(f'{name}: is not in the cache, and the Hub cannot be reached ({_reason(error)})') from error
   if not all(os.path.exists(os.path.join(place, file)) for file in (CONFIG, TENSORS)):
     raise UserError(f'{name}: contains no model of this package ({CONFIG} and {TENSORS}); open the authors\' files '
                     'by their names (m2d-clap models) or from a local path')
