@@ -135,8 +135,8 @@ class Dictionaries:
 
 
 def candidates(name):
-  """File name -> the ids it may stand for, best first: the stem, without a leading Y, 11 characters of these."""
+  """File name -> its possible ids, best first: the stem, without a leading Y, the first 11 characters of both."""
   stem = name.rsplit('/', 1)[-1].removesuffix('.npy')
   bare = stem.removeprefix('Y')
-  # With Y removed last: an id may begin with Y itself.
+  # The variants without Y come last: an id may itself begin with Y.
   return list(dict.fromkeys([stem, bare, stem[:11], bare[:11]]))

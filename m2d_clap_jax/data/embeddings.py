@@ -74,7 +74,7 @@ class CaptionBank(Lookup):
 
 
 def make_block(folder: str, dtype: np.dtype, i: int, texts: list[str], encoder):
-  """Embeds and writes a block, unless another process was faster.
+  """Embeds and writes a block, unless another process already has.
 
   Raises:
     UserError: an embedding is not finite in `dtype`.
@@ -100,7 +100,7 @@ def _path(folder: str, i: int) -> str:
 
 
 def remove_blocks(folder):
-  """Deletes the blocks of a finished preparation, and what an abandoned one left."""
+  """Deletes the blocks of a finished preparation, and those left by an abandoned one."""
   for name in paths.names_in(folder):
     if name.startswith('.captions-'):
       paths.remove_folder(os.path.join(folder, name))

@@ -68,9 +68,9 @@ def serve(target):
   A request is a pickled tuple of arguments; an answer is (True, result), (False, reason), or (None, reason) if the file
   cannot be judged because its store failed.
   """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process ends us in good order
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends this one
   answers = os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # a library that prints must not spoil the answers
+  os.dup2(2, 1)  # output of libraries must not mix with the answers
   module, name = target.split(':')
   function = getattr(importlib.import_module(module), name)
   pickle.dump('ready', answers)
