@@ -30,7 +30,7 @@ def read(text: str, path: str) -> tuple[list[tuple[str, object, str]], str]:
   else:
     entries = lists[0] if len(lists) == 1 else [whole]
   found = [_object(f'entry {i}', value) for i, value in enumerate(entries, 1)]
-  return found, f'{len(found):,} entries of one JSON ' + ('array' if isinstance(entries, list) else 'object')
+  return found, f'{len(found):,} entries of JSON'
 
 
 def _parse(text: str):
@@ -83,4 +83,4 @@ def _sequence(text: str, path: str, error) -> tuple[list[tuple[str, object, str]
   except (ValueError, RecursionError):
     raise UserError(f'{path}: is no JSON lines: no line is an object by itself ({error}); write each object on one line, '
                     'or all as one JSON array') from None
-  return found, f'{len(found):,} entries of pretty-printed JSON'
+  return found, f'{len(found):,} entries of JSON'

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from m2d_clap_jax.audio.files import ENDINGS
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.tables import json_rows
 from m2d_clap_jax.tables.text import read_text, split_lines
@@ -118,7 +119,7 @@ def _read_csv(lines: list[str], path: str, wanted: list[str], header: list[str])
       blank += used
   assert covered == len(lines), f'{path}: {covered} of {len(lines)} lines accounted for'
   account = _count(len(lines), 'line') + ': ' + ', '.join(filter(None, [
-      heads and f'{heads} of the header', _count(len(rows), 'row') + _more(len(lines) - heads - blank - len(rows)),
+      heads and f'{heads} of the header', _count(len(rows), 'row') + _over(len(rows), len(lines) - heads - blank),
       blank and f'{blank} blank']))
   return Table(path, rows, header, account)
 
@@ -127,8 +128,8 @@ def _count(number: int, what: str) -> str:
   return f'{number:,} {what}' + 's' * (number != 1)
 
 
-def _more(number: int) -> str:
-  return f' of {number:,} further lines' if number else ''
+def _over(rows: int, lines: int) -> str:
+  return f' over {_count(lines, "line")}' if lines != rows else ''
 
 
 def _delimiter(line: str, wanted: list[str], header: list[str]) -> str:
@@ -189,10 +190,10 @@ def _quoting(error: str) -> str:
 
 
 def _is_row(line: str, record: list[str], delimiter: str, width: int, place: int) -> bool:
-  """A line inside quotes that would be a row by itself: as many fields, and a file name like that of the record."""
+  """A line inside quotes that would be a row by itself: as many fields, and a recording's name, or one like the record's."""
   fields = _fields(line, delimiter)
   if len(fields) != width:
     return False
-  name, own = fields[place].strip(), record[place]
-  ending = posixpath.splitext(name)[1].lower()
-  return bool(name) and ending == posixpath.splitext(own)[1].lower() and bool(ending or not re.search(r'\s', name))
+  name = fields[place].strip()
+  ending, own = (posixpath.splitext(text)[1].lower() for text in (name, record[place]))
+  return ending in ENDINGS or bool(name) and ending == own and bool(ending or not re.search(r'\s', name))
