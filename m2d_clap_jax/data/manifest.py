@@ -69,7 +69,7 @@ def _merge(contents: Contents, path: str):
       continue
     # 'all' is a reserved word of TensorFlow Datasets; other characters would break the shards' names.
     if not re.fullmatch(r'[A-Za-z0-9_]+', split) or split == 'all':
-      raise UserError(f'{path} {entry.where}: split {split!r} cannot name files: use letters, digits and _ (not "all")')
+      raise UserError(f'{path} {entry.where}: split {split[:50]!r} cannot name files: use letters, digits and _ (not "all")')
     row = rows.setdefault((split, entry.file), Row(entry.file, split=split, rows=0))
     row.rows += 1
     row.reason = reason

@@ -105,7 +105,7 @@ def _entry(row: Row, layout: Layout, part: Part, files: Files, foreign: list[str
   elif entry.split.lower() in layout.splits:
     entry.split = layout.splits[entry.split.lower()]
   else:
-    entry.reason = f'split {entry.split!r} is none of {", ".join(layout.splits)}'
+    entry.reason = f'split {entry.split[:50]!r} is none of {", ".join(layout.splits)}'
     return entry
   if not str(row.fields.get(plain(_names(layout, 'file_name')[0]), '')).strip():
     entry.reason = 'no file_name'

@@ -75,7 +75,9 @@ def _json_row(where: str, value, reason: str, wanted: list[str]) -> Row:
       content = str(content)
     if isinstance(content, str) or isinstance(content, list) and all(isinstance(text, str) for text in content):
       fields[name] = content
-    elif content is not None and name in wanted:
+    elif name not in wanted:
+      fields.setdefault(name, '')
+    elif content is not None:
       return Row(where, {}, f'{name} must be a string or a list of strings')
   return Row(where, fields, _unusable(fields, wanted))
 
@@ -105,7 +107,7 @@ def _read_csv(lines: list[str], path: str, wanted: list[str], header: list[str])
     header = [plain(name) for name in names]
   twice = [name for name in wanted if header.count(name) > 1]
   if twice:
-    raise UserError(f'{path}: column {twice[0]} stands in the header twice: rename one')
+    raise UserError(f'{path}: column {twice[0][:50]} stands in the header twice: rename one')
   place = header.index(wanted[0]) if wanted[0] in header else 0
   covered = start + heads
   for at, used, fields, reason in _records(lines, covered, delimiter, len(header), place):

@@ -217,7 +217,7 @@ def clips_of(contents: Contents, path: str) -> list[Clip]:
 
 def _clip(entry: Entry, where: str) -> Clip:
   if entry.reason and not entry.missing:  # missing recordings are counted later, with those that cannot be read
-    named = f'{entry.file}: ' if entry.reason == OUTSIDE else ''
+    named = f'{entry.file[:200]}: ' if entry.reason == OUTSIDE else ''
     raise UserError(f'{where}: {named}{entry.reason}: correct or delete the row')
   if not entry.labels and not entry.captions:
     raise UserError(f'{where}: label or caption is empty: complete or delete the row')
@@ -225,12 +225,12 @@ def _clip(entry: Entry, where: str) -> Clip:
   if entry.split is not None:
     split = SYNONYMS.get(entry.split.lower(), entry.split.lower())
     if split not in SPLITS:
-      raise UserError(f'{where}: split {entry.split!r} is none of {", ".join(SPLITS)}')
+      raise UserError(f'{where}: split {entry.split[:50]!r} is none of {", ".join(SPLITS)}')
     part['split'] = split
   elif re.fullmatch(r'[0-9]{1,9}', entry.fold or ''):
     part['fold'] = int(entry.fold)
   else:
-    raise UserError(f'{where}: fold {entry.fold!r} is no number')
+    raise UserError(f'{where}: fold {(entry.fold or '')[:50]!r} is no number')
   return Clip(entry.file, labels=tuple(entry.labels), captions=tuple(entry.captions), **part)
 
 
