@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from m2d_clap_jax.audio.files import ENDINGS
 from m2d_clap_jax.paths import as_path, files_under, is_remote, names_in
 
+_WINDING = re.compile(r'(?:^|/)\.{0,2}(?:/|$)')  # a part that is empty, '.' or '..'
+
 
 def relative_to(name: str, root: str) -> str | None:
   """File name -> normalised path relative to `root`, or None if it leads out of it (links are not followed)."""
   name = name.replace('\\', '/') if os.sep == '\\' else name
+  if not _WINDING.search(name):  # nearly all: the rest takes ten times as long
+    return name
   if is_remote(root):  # a file's name begins with the root's, or is relative to it
     name = name.removeprefix(root.rstrip('/') + '/')
     root = '.'
@@ -87,6 +91,19 @@ class Files:
         pass
       self._folders[folder] = listing
     return self._folders[folder]
+
+
+def printable(name: str) -> tuple[str, str]:
+  """A file's name, which is bytes, as text -> (the name, and ''), or (one with its bytes spelled out, why it cannot be used)."""
+  text = os.fsencode(name).decode('utf-8', 'backslashreplace')
+  return text, '' if text == name else 'its name is not valid UTF-8'
+
+
+def account_of(folder, everything: Sequence[str], used: Sequence[str], what: str) -> str:
+  """Files of a folder that are used and that are not, in words; both add up to what is there."""
+  others = sorted(printable(name)[0] for name in set(everything) - set(used))
+  some = f', {len(others):,} others ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""})' if others else ''
+  return f'{folder}: {len(everything):,} files: {len(used):,} {what}{some}'
 
 
 def _within(name: str, folders: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under
 from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, content_of, notes_of
 from m2d_clap_jax.tables.layouts import Layout, Part, layout_of
-from m2d_clap_jax.tables.names import Files, relative_to
+from m2d_clap_jax.tables.names import Files, account_of, printable, relative_to
 from m2d_clap_jax.tables.reader import Row, plain, read_table
 from m2d_clap_jax.tables.text import read_text
 
@@ -129,10 +129,11 @@ def _find(entry: Entry, row: Row, layout: Layout, part: Part, files: Files, fore
       stem, ending = posixpath.splitext(inside)
       found = files.of_stem(stem if ending.lower() in ENDINGS else inside, part.folders, foreign)
     if len(found) == 1:
-      entry.file = found[0]
+      entry.file, entry.reason = printable(found[0])
       return
     if found:
-      entry.file, entry.reason = inside, f'several recordings have its name ({", ".join(found[:3])})'
+      some = ', '.join(printable(name)[0] for name in found[:3])
+      entry.file, entry.reason = inside, f'several recordings have its name ({some})'
       return
   entry.file, entry.missing = looked[0] if looked else '', bool(looked)
   entry.reason = f'no such file (looked for {", ".join(looked[:4])})' if looked else 'its columns make no name of a file'
@@ -158,18 +159,16 @@ def _classes(files: Files, layout: Layout, like: str, tenths: bool) -> Contents:
   parts = _listed(files, layout, like)
   entries = []
   for name in [*clips, *sorted(set(parts) - set(clips))]:
-    entry = Entry(name, name, labels=[posixpath.basename(posixpath.dirname(name))],
+    file, reason = printable(name)
+    entry = Entry(file, file, labels=[posixpath.basename(posixpath.dirname(file))], reason=reason,
                   split=parts.get(name, 'train') if layout.lists else None)
     if name in parts and name not in clips:
       entry.reason, entry.missing = 'no such file, though a list names it', True
     if tenths:
       number = tenth_of(name)
-      entry.fold, entry.reason = (str(number), entry.reason) if number else (None, 'no number in its name')
+      entry.fold, entry.reason = str(number), entry.reason or ('' if number else 'no number in its name')
     entries.append(entry)
-  others = sorted(set(names) - set(clips))
-  account = f'{os.path.join(files.root, base)}: {len(names):,} files: {len(clips):,} recordings of classes' + (
-      f', {len(others):,} others ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""})' if others else '')
-  return Contents(entries, [account], [])
+  return Contents(entries, [account_of(os.path.join(files.root, base), names, clips, 'recordings of classes')], [])
 
 
 def _recordings(names: list[str], base: str, left_out: tuple[str, ...]) -> list[str]:

@@ -4,6 +4,7 @@ Every line of the file is accounted for: it is the header, blank, part of a row,
 """
 import csv
 import dataclasses
+import functools
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ class Table:
   account: str
 
 
+@functools.lru_cache(1024)
 def plain(name: str) -> str:
   """A column's name without what people vary: ' # YouTube ID' is 'youtube_id'."""
   return re.sub(r'[\s-]+', '_', name.strip().lstrip('#').strip().lower())

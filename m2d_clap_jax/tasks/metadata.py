@@ -230,7 +230,7 @@ def _clip(entry: Entry, where: str) -> Clip:
   elif re.fullmatch(r'[0-9]{1,9}', entry.fold or ''):
     part['fold'] = int(entry.fold)
   else:
-    raise UserError(f'{where}: fold {(entry.fold or '')[:50]!r} is no number')
+    raise UserError(f'{where}: fold {str(entry.fold)[:50]!r} is no number')
   return Clip(entry.file, labels=tuple(entry.labels), captions=tuple(entry.captions), **part)
 
 
