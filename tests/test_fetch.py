@@ -63,7 +63,7 @@ def test_clips_arrive_bit_by_bit_with_their_classes_and_parts(tmp_path, capsys):
   assert run('fetch', 'cremad', '--out', tmp_path / 'out', '--data_dir', data_dir) == 0
   assert 'cremad.csv: 24 clips = 23 written + 1 rejected' in capsys.readouterr().out
   task = open_task('cremad', str(tmp_path / 'out'))
-  assert [len(part) for part in task.splits().values()] == [12, 6, 5] and task.captions[0] == 'angry person talking'
+  assert [len(part) for part in task.splits().values()] == [12, 6, 5] and task.captions[0] == 'angry person talking can be heard'
   expected = sorted((row['label'], row['audio'].tolist()) for split in examples for row in examples[split]
                     if np.abs(row['audio']).max() <= 32768)
   found = sorted((clip.labels[0], soundfile.read(task.path(clip), dtype='int16')[0].tolist()) for clip in task.clips)

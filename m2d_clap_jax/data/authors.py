@@ -5,14 +5,15 @@ them that can only build arrays, dicts, strings and numbers.
 """
 import hashlib
 import io
-import os
 import pickle
+import sys
 
 import numpy as np
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tables.names import account_of, printable
 
 # All names in numpy's pickles of arrays and scalars, under numpy 1 and 2. None of them executes its arguments.
 _ALLOWED = {(f'numpy.{core}.{module}', name) for core in ('core', '_core')
@@ -33,14 +34,16 @@ def list_logmels(folder, split='train'):
   folder = paths.as_path(folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such folder: check --logmels')
-  names = [name for name in paths.files_under(folder) if name.endswith('.npy')]
-  names = [name for name in names if not name.rsplit('/', 1)[-1].startswith('capemb_')]
+  everything = paths.files_under(folder)
+  names = [name for name in everything
+           if name.endswith('.npy') and not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
     raise UserError(f'{folder}: contains no .npy files: check --logmels')
+  print(account_of(folder, everything, names, 'log-mels'), file=sys.stderr)
   rows = []
   for name in names:
-    printable = os.fsencode(name).decode('utf-8', 'replace')
-    rows.append(Row(printable, split=split, reason='' if printable == name else 'its name is not valid UTF-8'))
+    text, reason = printable(name)
+    rows.append(Row(text, split=split, reason=reason))
   return rows
 
 

@@ -6,7 +6,6 @@ records can only be read sequentially).
 """
 import csv
 import io
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ from m2d_clap_jax.audio.decode import save_flac
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, make_folder, write_text
 from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.tables.published import tenth_of
 from m2d_clap_jax.tasks.table import CATALOGUE, Source
 
 REJECTED = 'rejected.csv'
@@ -89,14 +89,11 @@ def check(features, splits: list[str], source: Source):
 
 
 def fold_of(name: str) -> int:
-  """GTZAN file name, such as blues.00042.wav -> one of ten folds: 1 for the first ten clips of a genre, and so on.
-
-  There are no official splits. Neighbouring clips often come from the same album, so they stay together.
-  """
-  number = re.search(r'\.(\d+)\.', name)
-  if not number:
+  """GTZAN file name, such as blues.00042.wav -> one of ten folds, because there are no official splits."""
+  fold = tenth_of(name)
+  if fold is None:
     raise Rejected(f'no number in its name {name!r}')
-  return int(number[1]) // 10 % 10 + 1
+  return fold
 
 
 def samples_of(audio: np.ndarray) -> np.ndarray:
