@@ -43,7 +43,7 @@ ROOMS = {
 FLOORS = (
     r'errors',
     r'options|paths|progress|locks|workdir',
-    r'audio(\..*)?|models(\..*)?|losses|sharding|train\.checkpoint',
+    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.checkpoint',
     r'text(\..*)?|weights(\..*)?',
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear',
