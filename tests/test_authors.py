@@ -135,7 +135,7 @@ def test_wrong_dictionaries_are_told(tmp_path, content, told):
 def test_damaged_absent_and_unlike_dictionaries_are_told(tmp_path):
   np.save(tmp_path / 'a.npy', {'a': vectors(8)})
   np.save(tmp_path / 'b.npy', {'a': vectors(9)})
-  with pytest.raises(UserError, match="b.npy: 'a' is 9 wide where others are 8"):
+  with pytest.raises(UserError, match="b.npy: 'a' is 9 wide, but others are 8"):
     authors.Dictionaries([tmp_path / '*.npy'], 'float16')
   data = (tmp_path / 'a.npy').read_bytes()
   for damaged in (b'', b'text', data[:100], data[:-20]):

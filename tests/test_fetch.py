@@ -91,7 +91,7 @@ def test_an_interrupted_call_continues_and_a_finished_one_is_left_alone(tmp_path
   monkeypatch.setattr(fetch, 'save_flac', stop_after(100))
   assert '18 clips = 18 written' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
   assert len(written) == len(set(written)) == 18
-  assert 'is there already' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
+  assert 'already exists' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
 
 
 def test_genres_have_ten_folds_of_neighbours(tmp_path):
@@ -120,8 +120,8 @@ def test_floats_are_kept_exactly_where_they_were_16_bit():
 def test_data_that_must_be_fetched_by_hand_and_unknown_names_are_told(tmp_path, capsys):
   assert run('fetch', 'vc1', '--out', tmp_path / 'out', '--data_dir', tmp_path, '--manual_dir', tmp_path / 'none') == 2
   line, = capsys.readouterr().err.strip().splitlines()
-  assert 'voxceleb: its data cannot be had' in line and 'vox_dev_wav.zip' in line and '--manual_dir' in line
-  with pytest.raises(UserError, match='esc50: not known in the catalogue; known: gtzan'):
+  assert 'voxceleb: its data are not available' in line and 'vox_dev_wav.zip' in line and '--manual_dir' in line
+  with pytest.raises(UserError, match='esc50: unknown task; known: gtzan'):
     fetch.fetch('esc50', tmp_path)
 
 
