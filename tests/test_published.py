@@ -178,7 +178,7 @@ def test_names_that_are_no_text_are_rejected_one_by_one(tmp_path, capsys):
   rejected = (tmp_path / 'out/rejected.csv').read_text()
   assert all(rf'blues.00001\x{byte}.wav,' in rejected for byte in ('e9', 'ea')) and rejected.count('not valid UTF-8') == 2
   output = capsys.readouterr()
-  assert 'genres: 7 files: 6 recordings of classes, 1 others (genres/bextract_single.mf)' in output.err
+  assert 'genres: 7 files: 6 recordings of classes, 1 others (genres/bextract_single.mf)' in output.out
   assert 'rows: 6 = 4 written + 2 rejected' in output.out
 
 
