@@ -1,11 +1,11 @@
-"""What a pre-training step costs as it grows: by batch size, clip length and model size, from the compiler's own analysis.
+"""Costs of a pre-training step by batch size, clip length and model size, from the compiler's analysis.
 
   python -m benchmarks.costs                         # a minute or two; nothing is run, only compiled
   python -m benchmarks.costs --time --plot costs.png # also runs each step, on this machine
 
 FLOP and bytes accessed are XLA's cost analysis of the compiled step, memory is its buffer assignment, both for this
-machine's kind of device. Each table changes one thing of `--size`, `--batch` and the configuration's clip length.
-Devices: benchmarks.scale. Needs jax, flax, optax and numpy alone (and matplotlib for --plot).
+machine's kind of device. Each table varies one of `--size`, `--batch` and the configuration's clip length.
+For numbers of devices see benchmarks.scale. Needs only jax, flax, optax and numpy (and matplotlib for --plot).
 """
 import argparse
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import compiled
 from benchmarks.report import Row, finish, in_turns
 from benchmarks.train_step import PRESETS, JaxStep, make_batch, sample_flops
 from m2d_clap_jax.models import M2DCLAP
@@ -21,8 +22,8 @@ PATCH = 16
 
 
 class Cost(NamedTuple):
-  """Of one step: GFLOP by the method's arithmetic and by XLA, GB accessed, MB of state and of temporary memory, and ms
-  (NaN where it was not timed)."""
+  """Costs of one step: GFLOP by the method's arithmetic and by XLA, GB accessed, MB of state and of temporary memory, and
+  ms (NaN if not timed)."""
   arithmetic: float
   flops: float
   accessed: float
@@ -34,14 +35,13 @@ class Cost(NamedTuple):
 def cost(fields: dict, batch: int, timed: bool) -> Cost:
   model = M2DCLAP(**fields)
   step = JaxStep(model, make_batch(model, batch), burst=1)
-  analysis, memory = step.compiled.cost_analysis(), step.compiled.memory_analysis()
+  found = compiled.cost(step.compiled)
   time = 1e3 * in_turns({'step': step}, 3)['step'].best if timed else float('nan')
-  return Cost(batch * sample_flops(model)['step'] / 1e9, analysis['flops'] / 1e9, analysis['bytes accessed'] / 1e9,
-              memory.argument_size_in_bytes / 2 ** 20, memory.temp_size_in_bytes / 2 ** 20, time)
+  return Cost(batch * sample_flops(model)['step'] / 1e9, found.flops, found.accessed, found.state, found.temporary, time)
 
 
 def sweeps(args) -> dict[str, dict]:
-  """{what changes: {its value: (fields of the model, batch)}}."""
+  """{varied parameter: {its value: (fields of the model, batch)}}."""
   fields = {**PRESETS[args.size], 'dtype': args.dtype}
   columns = fields.get('input_size', (80, 608))[1] // PATCH
   return {
@@ -52,7 +52,7 @@ def sweeps(args) -> dict[str, dict]:
 
 
 def draw(found: dict[str, dict], path: str):
-  """One panel a sweep: FLOP, bytes and temporary memory, each beside its first value, on two logarithmic axes."""
+  """Draws one panel per sweep: FLOP, bytes and temporary memory relative to their first values, on logarithmic axes."""
   from m2d_clap_jax.eval.plots import growth
   growth({what: {name: {value: getattr(row, key) for value, row in rows.items()} for name, key in {
       'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax.eval import plots
+from m2d_clap_jax.eval import class_plots, plots
 from m2d_clap_jax.eval.attention import cls_attention
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 
@@ -27,7 +27,7 @@ model, sound = m2d_clap_jax.load(arguments[0]), arguments[1]
 captions = ['a flute plays a melody', 'a trumpet plays a long note', 'someone plays a chord on a piano']
 
 # %% [markdown]
-# What pre-training shows to the online encoder, above the captions in the order of their similarity.
+# What the online encoder sees in pre-training, with the captions ordered by similarity.
 
 # %%
 logmel, attention = cls_attention(model, sound)
@@ -48,12 +48,12 @@ maps = {f'head {i + 1}': heads for i, heads in enumerate(attention[-1][:4])}
 plots.attention_maps(logmel, maps, 'attention.png', title=sound)
 
 # %% [markdown]
-# How alike the sound's frames are: blocks along the diagonal are stretches that sound the same.
+# Similarity of the sound's frames: blocks along the diagonal are stretches that sound alike.
 
 # %%
 frames, times = model.encode_frames(sound)
 unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
 seconds = [f'{time / 1000:.1f} s' for time in times[0]]
-plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
+class_plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
                      names=('time', 'time'))
 print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')

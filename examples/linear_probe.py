@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # # A linear probe on frozen features
-# FOLDER has a sub-folder of sounds for each class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
+# FOLDER has one sub-folder of sounds per class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
 
 # %%
 import pathlib
@@ -17,21 +17,21 @@ import numpy as np
 
 import m2d_clap_jax
 from m2d_clap_jax.audio.files import find
-from m2d_clap_jax.eval import plots
-from m2d_clap_jax.eval.linear import logistic_probe
+from m2d_clap_jax.eval import class_plots
+from m2d_clap_jax.eval.logistic_probe import logistic_probe
 
 arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']
 if len(arguments) != 2:
   sys.exit('usage: python examples/linear_probe.py MODEL FOLDER')
 model = m2d_clap_jax.load(arguments[0])
-files = [pathlib.Path(name) for name in find([arguments[1]])]  # sounds only, hidden files left out
+files = [pathlib.Path(name) for name in find([arguments[1]])]  # audio files only, without hidden ones
 classes = sorted({path.parent.name for path in files})
 labels = np.array([classes.index(path.parent.name) for path in files])
 if len(classes) < 2 or np.bincount(labels).min() < 4:
   sys.exit(f'{arguments[1]}: needs two or more sub-folders with at least four sounds each')
 
 # %% [markdown]
-# Every fourth sound of a class is for the test; the encoder is not trained.
+# Every fourth sound of a class is a test sound; the encoder is not trained.
 
 # %%
 features = model.embed(files)
@@ -39,4 +39,4 @@ rank = np.array([np.sum(labels[:i] == labels[i]) for i in range(len(files))])
 test = rank % 4 == 3
 found = logistic_probe(features[~test], labels[~test], features[test], labels[test])
 print(f'{100 * found["accuracy"]:.1f}% of {test.sum()} test sounds, {len(classes)} classes')
-plots.embedding_map(features, labels, classes, 'embeddings.png', title='clip embeddings (t-SNE)')
+class_plots.embedding_map(features, labels, classes, 'embeddings.png', title='clip embeddings (t-SNE)')

@@ -5,8 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from m2d_clap_jax.train.optim import FINE_TUNING, make_optimizer
-from m2d_clap_jax.train.schedule import cosine_behind_warmup, warmup_cosine
+from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup, make_optimizer, warmup_cosine
 
 STEPS = 12
 DRAW = np.random.default_rng(0)
@@ -92,7 +91,7 @@ def test_amsgrad_keeps_the_largest_moment_and_decays_everything():
     ('sgd', 'SGD', {'momentum': 0.9}),
     ('adamw_amsgrad', 'AdamW', {'betas': (0.9, 0.95), 'weight_decay': 1e-4, 'amsgrad': True})])
 def test_the_same_as_torch(name, kind, options):
-  torch = pytest.importorskip('torch')
+  import torch
   params = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in PARAMS.items()}
   optimizer = getattr(torch.optim, kind)(params.values(), lr=1.0, **options)
   for i, grads in enumerate(GRADS):

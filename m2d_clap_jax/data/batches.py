@@ -1,4 +1,4 @@
-"""From a data folder to arrays: training batches by step number, and whole splits for evaluation."""
+"""Training batches by step number, from a data folder."""
 import collections
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def crop(logmel: np.ndarray, frames: int, where: float) -> np.ndarray:
-  """Cuts [F, T] to [F, frames] at the share `where` in [0, 1) of the possible starts; pads short clips with silence."""
+  """Cuts [F, T] to [F, frames] at the fraction `where` in [0, 1) of possible starts; pads short clips with silence."""
   spare = logmel.shape[1] - frames
   if spare < 0:
     return np.pad(logmel, ((0, 0), (0, -spare)), constant_values=SILENCE)
@@ -31,13 +31,13 @@ class TrainingBatches:
     batch_size: size B of the global batch.
     seed: of the order, crops and captions.
     text: whether captions are wanted.
-    part: (index, count) of this host; it gets the index-th of `count` equal parts of each batch.
+    part: (index, count) of this host, which gets the index-th of `count` equal parts of each batch.
   """
 
   def __init__(self, split: Split, *, frames: int, batch_size: int, seed: int, text: bool, part=(0, 1)):
     if split.num_clips < batch_size:
       raise UserError(f'batch_size={batch_size} is more than the {split.num_clips} clips of {split.name!r}: '
-                      'a smaller batch or more data is needed')
+                      'use a smaller batch or more data')
     self.split, self.frames, self.text = split, frames, text
     self.order = Order(split.num_clips, batch_size, seed)
     index, count = part
@@ -53,12 +53,12 @@ class TrainingBatches:
 
 
 def pick_caption(clip: schema.Record, u: float) -> np.ndarray:
-  """The embedding [C] of the caption that uniform `u` falls on."""
+  """The embedding [C] of the caption selected by the uniform number `u`."""
   return clip.caption_embeddings[int(u * len(clip.caption_embeddings))]
 
 
 def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int | None = None) -> Iterator[dict]:
-  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one a core, 2 to 8), two items more early."""
+  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one per core, 2 to 8) two items further ahead."""
   threads = threads or min(8, max(2, len(os.sched_getaffinity(0))))
   ahead = threads + 2
   with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:
@@ -72,12 +72,3 @@ def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int
     finally:
       for future in waiting:
         future.cancel()
-
-
-def whole_split(split: Split, frames: int, batch_size: int,
-                limit: int | None = None) -> Iterator[tuple[np.ndarray, list[schema.Record]]]:
-  """Yields (log-mels [b, F, frames], clips) over the first `limit` clips as stored; each clip from its start."""
-  stop = split.num_clips if limit is None else min(limit, split.num_clips)
-  for start in range(0, stop, batch_size):
-    clips = split.clips(range(start, min(start + batch_size, stop)))
-    yield np.stack([crop(clip.logmel, frames, 0.0) for clip in clips]), clips

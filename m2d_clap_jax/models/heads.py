@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from m2d_clap_jax.models.vit import Dtype, Linear, Transformer
 
 
-class Mlp(nn.Module):
+class ProjectionMlp(nn.Module):
   """Linear, ReLU, linear: [B, D] -> [B, E] with E = `width` (M2D-CLAP 2024's audio projector, section 2.2)."""
   width: int
   dtype: Dtype = jnp.float32
@@ -21,9 +21,9 @@ class Mlp(nn.Module):
 
 
 class SemanticProjector(nn.Module):
-  """A learned token that attends to the patches through transformer blocks of one head: the 2025 models' projector.
+  """A learned token that attends to the patches through transformer blocks with one head: the 2025 models' projector.
 
-  Called with patch embeddings [B, N, D] and which of them are real, bool [B, N]; returns [B, D]. The authors' have an MLP
+  Maps patch embeddings [B, N, D] and a mask of the real ones, bool [B, N], to [B, D]. The authors' models have an MLP
   ratio of 1 with one or two blocks and of 2 with three or four (arXiv 2503.22104 and its code).
   """
   width: int

@@ -21,7 +21,7 @@ _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
 # Encoders of captions in the authors' names of models that are no BERT -> what they are.
 _NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
-            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
+            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and custom code',
             'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
@@ -100,7 +100,7 @@ class TextEncoder:
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
     more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
     print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, '
-          f'of which only the first {self.max_length} count{more}', file=sys.stderr)
+          f'of which only the first {self.max_length} are used{more}', file=sys.stderr)
 
   def _encode(self, sentences, out, bar):
     """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.

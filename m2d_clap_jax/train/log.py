@@ -1,4 +1,5 @@
-"""What a run writes down: TensorBoard files, metrics.jsonl and one line on the terminal."""
+"""Logs the means of a run's metrics to TensorBoard files, metrics.jsonl and a line on the terminal."""
+import contextlib
 import json
 import math
 import pathlib
@@ -6,6 +7,10 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
@@ -15,7 +20,7 @@ UPLOAD_SECONDS = 60  # between uploads to a remote workdir, where nothing can be
 
 
 def read_history(workdir) -> dict[str, tuple[list[int], list[float]]]:
-  """metrics.jsonl as name -> (steps, values); a line cut off by a kill is left out."""
+  """metrics.jsonl as name -> (steps, values); a line truncated by a kill is left out."""
   history = {}
   for row in _rows(paths.as_path(workdir) / HISTORY):
     step = row.pop('step')
@@ -37,21 +42,21 @@ def _rows(path):
 
 
 class RunLog:
-  """Writes scalars by step. Only one process of a run should be `active`; the others' calls do nothing.
+  """Writes scalars by step. Only one process of a run should be `active`; in the others, calls do nothing.
 
-  Into a remote workdir they come by `sync`: files grow in a local folder and are uploaded as a whole.
+  For a remote workdir, files grow in a local folder and `sync` uploads them as a whole.
 
   Args:
-    workdir: where metrics.jsonl and the TensorBoard files go.
-    step: the step that the run continues from; later rows, written before a kill, are dropped: they come again. None
-      at the start of a run: all rows are dropped.
+    workdir: folder of metrics.jsonl and the TensorBoard files.
+    step: the step that the run continues from; later rows, written before a kill, are dropped because those steps are
+      repeated. None at the start of a run: all rows are dropped.
   """
 
   def __init__(self, workdir, step: int | None, active: bool = True):
     self.workdir, self.active = paths.as_path(workdir), active
     if not active:
       return
-    from clu import metric_writers  # pulls TensorFlow
+    from clu import metric_writers  # imports TensorFlow
     path = self.workdir / HISTORY
     rows = [row for row in _rows(path) if step is not None and row['step'] <= step]
     paths.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
@@ -72,8 +77,8 @@ class RunLog:
         self.sync()
 
   def sync(self):
-    """Uploads what is new to a remote workdir. To be called before a checkpoint is saved, whose rows would be missing
-    if the run were killed afterwards. UserError where the store refuses."""
+    """Uploads new rows to a remote workdir. Call it before saving a checkpoint, whose rows would otherwise be missing
+    if the run were killed afterwards. UserError if the store refuses."""
     if not self.active or not paths.is_remote(self.workdir):
       return
     self._tensorboard.flush()
@@ -90,7 +95,7 @@ class RunLog:
       self._uploaded[path.name] = size
 
   def history(self) -> dict[str, tuple[list[int], list[float]]]:
-    """`read_history` of all that was written, uploaded or not."""
+    """`read_history` of all rows, uploaded or not."""
     return read_history(self._local)
 
   def note(self, text: str):
@@ -99,7 +104,10 @@ class RunLog:
         sys.stderr.write('\r\x1b[K')
       print(text, file=sys.stderr, flush=True)
 
-  def close(self):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
     if self.active:
       self.sync()
       self._tensorboard.close()
@@ -108,8 +116,68 @@ class RunLog:
         shutil.rmtree(self._local)
 
 
-class Progress:
-  """One line that says how far a run is and when it will end: rewritten on a terminal, else one a minute."""
+class RunningMetrics:
+  """Metrics of the updates since the last log row, fetched late so that the device never waits for the host.
+
+  Args:
+    batch_size: samples per update, for the rate.
+    rows: metrics of updates before the checkpoint that the run continues from; the attribute is saved in checkpoints.
+    last_good: returns the step of the newest checkpoint, for the message about a non-finite loss.
+  """
+
+  def __init__(self, batch_size: int, rows: Sequence[dict[str, float]], last_good: Callable[[], int | None]):
+    self.rows = list(rows)
+    self._batch_size, self._last_good = batch_size, last_good
+    self._pending = []
+    self._start()
+
+  def _start(self):
+    self._steps, self._waited, self._since = 0, 0.0, time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self):
+    """Counts the time inside the block as waiting for data."""
+    start = time.monotonic()
+    yield
+    self._waited += time.monotonic() - start
+
+  @contextlib.contextmanager
+  def uncounted(self):
+    """Excludes the time inside the block, such as evaluations, from the rates, but not work already dispatched."""
+    start = time.monotonic()
+    yield
+    self._since += time.monotonic() - start
+
+  def add(self, metrics: dict[str, jax.Array]):
+    self._pending.append(metrics)
+    self._steps += 1
+
+  def check(self):
+    """Fetches pending metrics; UserError if a loss or gradient is not finite, so that no such state is saved."""
+    for row in jax.device_get(self._pending):
+      row = {name: float(value) for name, value in row.items()}
+      bad = [name for name in ('loss', 'grad_norm') if not math.isfinite(row[name])]
+      if bad:
+        values = ', '.join(f'{name} {value:.4g}' for name, value in row.items() if name.startswith('loss'))
+        raise UserError(
+            f'{bad[0]} became {row[bad[0]]} ({values}); the newest checkpoint, of step {self._last_good()}, is good. '
+            'Lower the learning rate in config.schedule, or look for clips that are not finite in the data')
+      self.rows.append(row)
+    self._pending = []
+
+  def flush(self) -> dict[str, float]:
+    """Returns the means, with the rate and the share of time spent waiting for data, and resets."""
+    self.check()
+    means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
+    elapsed = max(time.monotonic() - self._since, 1e-9)
+    means |= {'samples_per_second': self._steps * self._batch_size / elapsed, 'data_wait': self._waited / elapsed}
+    self.rows = []
+    self._start()
+    return means
+
+
+class StepProgress:
+  """A line with the progress and remaining time of a run: rewritten on a terminal, otherwise printed once a minute."""
 
   def __init__(self, start: int, total: int, log: RunLog):
     self._start, self._total, self._log = start, total, log

@@ -1,6 +1,8 @@
-"""One pre-training update: a pure function; drivers jit, donate and shard it."""
+"""The pre-training state and its update: pure functions; drivers jit, donate and shard them."""
 from collections.abc import Mapping
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,14 +11,40 @@ from m2d_clap_jax import losses
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_MAX
 from m2d_clap_jax.models.masking import Mask, num_visible, random_mask
-from m2d_clap_jax.train.schedule import Schedule
-from m2d_clap_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 
 
+@flax.struct.dataclass
+class TrainState:
+  """step: int32 updates done; params: online network; target_params: moving average of the encoder (empty for
+  MSM-MAE); opt_state: optax; rng: the run's key, never advanced: each step folds its number in."""
+  step: jax.Array
+  params: Any
+  target_params: Any
+  opt_state: Any
+  rng: jax.Array
+
+
+def create_state(seed: int, *, model: M2DCLAP, tx: optax.GradientTransformation) -> TrainState:
+  """Initialises everything from one seed; traceable, so that drivers can create the state already sharded.
+
+  The target encoder starts from its own random initialisation, as in the authors' public implementation.
+  """
+  rng, online_key, target_key = jax.random.split(jax.random.key(seed), 3)
+  logmel = jnp.zeros((1, *model.input_size))
+  mask = random_mask(jnp.zeros((1, model.num_patches)), num_visible(model.num_patches, model.mask_ratio))
+  text = None if model.text_width is None else jnp.zeros((1, model.text_width))
+  params = model.init(online_key, logmel, mask, text)['params']
+  target_params = {}
+  if model.predict == 'features':
+    tokens = jnp.zeros((1, 2, model.width))
+    target_params = model.transformer().init(target_key, tokens)['params']
+  return TrainState(jnp.zeros((), jnp.int32), params, target_params, tx.init(params), jax.random.key_data(rng))
+
+
 def draw_mask(rng: jax.Array, step: jax.Array, batch_size: int, *, model: M2DCLAP) -> Mask:
-  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same."""
+  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same mask."""
   key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
   noise = jax.random.uniform(key, (batch_size, model.num_patches))
   return random_mask(noise, num_visible(model.num_patches, model.mask_ratio))
@@ -33,10 +61,10 @@ def masked_losses(params, target_params, logmel, mask, *, model: M2DCLAP):
 
 
 def in_parts(function, parts: int, *arrays):
-  """Maps `function` over `parts` equal parts of the batch, one after the other, keeping no activations of a part.
+  """Maps `function` over `parts` equal parts of the batch sequentially, without keeping activations.
 
-  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass and whatever is
-  computed from the joined outputs, such as the contrastive loss, still sees the whole batch. Part i takes every
+  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass, and losses of the
+  joined outputs, such as the contrastive loss, still see the whole batch. Part i takes every
   parts-th sample, so that a batch sharded over devices stays sharded in the same way.
   """
   def split(x):
@@ -53,7 +81,7 @@ def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2D
 
   Args:
     batch: 'logmel' [B, F, T] raw and, with a CLAP head, 'text' [B, C] caption embeddings.
-    accumulate: number of parts that the batch is computed in, to save memory; the result does not change.
+    accumulate: number of parts in which the batch is computed, to save memory; the result does not change.
   """
   def forward(logmel, mask):
     return masked_losses(params, target_params, logmel, mask, model=model)
@@ -82,10 +110,10 @@ def clip_logit_scale(params):
 
 
 def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                  ema_schedule: Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
+                  ema_schedule: optax.Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
-  Returns the new state and scalar metrics. `gather` makes parameters whole that are divided over devices (see
+  Returns the new state and scalar metrics. `gather` gathers parameters that are divided over devices (see
   `sharding.gather`); `loss_options` are those of `pretrain_loss`.
   """
   mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)
@@ -94,7 +122,7 @@ def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.
 
 
 def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                    ema_schedule: Schedule, gather=None, **loss_options):
+                    ema_schedule: optax.Schedule, gather=None, **loss_options):
   """`pretrain_step` with the mask given."""
   gather = gather or (lambda tree: tree)
 
