@@ -138,7 +138,7 @@ def test_a_folder_that_is_not_the_set_is_told(tmp_path):
   (tmp_path / 'meta/esc50.csv').write_text('file,fold\na.wav,1\n')
   with pytest.raises(UserError, match='esc50.csv: has no column category, as esc50 has; its columns are file, fold'):
     open_task('esc50', str(tmp_path))
-  for task, told in (('us8k', 'holds no table of urbansound8k'), ('gtzan', 'holds no folders of classes')):
+  for task, told in (('us8k', 'contains no table of urbansound8k'), ('gtzan', 'contains no folders of classes')):
     with pytest.raises(UserError, match=f'no metadata there .* give config.data.csv=FILE, and .* {told}'):
       open_task(task, str(tmp_path))
 
