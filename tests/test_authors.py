@@ -70,7 +70,7 @@ def test_linked_folders_are_searched_and_odd_names_told(folder, capsys):
     np.save(file, vectors(80, 50))
   (folder / 'elsewhere' / 'late.NPY').write_bytes(b'x')
   assert run(folder, '--text_encoder=none') == 0
-  assert 'files: 11 log-mels, 1 others (linked/late.NPY)' in capsys.readouterr().err
+  assert 'files: 11 log-mels, 1 others (linked/late.NPY)' in capsys.readouterr().out
   split = Folder(folder / 'out').split('train')
   assert [clip.key for clip in map(split.clip, range(split.num_clips))].count('linked/abcdefghijk.npy') == 1
   rejected = (folder / 'out' / 'rejected.csv').read_text()

@@ -49,7 +49,7 @@ def test_unusable_rows_come_back_with_a_reason(tmp_path):
   rows = read(tmp_path, 'file_name,caption,split\na.wav,one, two,train\n,c,train\nb.wav,c,\n'
                         '../b.wav,c,test\n/etc/passwd,c,test\nok,c,test\n')
   reasons = {row.file_name: row.reason for row in rows}
-  assert reasons == {'(line 2)': 'line 2: 4 fields where the header has 3 (quote captions that hold commas)',
+  assert reasons == {'(line 2)': 'line 2: 4 fields where the header has 3 (quote captions that contain commas)',
                      '(line 3)': 'line 3: no file_name', 'b.wav': 'line 4: no split',
                      '../b.wav': 'path is outside the audio root', '/etc/passwd': 'path is outside the audio root',
                      'ok': ''}

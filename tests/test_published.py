@@ -138,7 +138,7 @@ def test_a_folder_that_is_not_the_set_is_told(tmp_path):
   (tmp_path / 'meta/esc50.csv').write_text('file,fold\na.wav,1\n')
   with pytest.raises(UserError, match='esc50.csv: has no column category, as esc50 has; its columns are file, fold'):
     open_task('esc50', str(tmp_path))
-  for task, told in (('us8k', 'holds no table of urbansound8k'), ('gtzan', 'holds no folders of classes')):
+  for task, told in (('us8k', 'contains no table of urbansound8k'), ('gtzan', 'contains no folders of classes')):
     with pytest.raises(UserError, match=f'no metadata there .* give config.data.csv=FILE, and .* {told}'):
       open_task(task, str(tmp_path))
 
@@ -178,7 +178,7 @@ def test_names_that_are_no_text_are_rejected_one_by_one(tmp_path, capsys):
   rejected = (tmp_path / 'out/rejected.csv').read_text()
   assert all(rf'blues.00001\x{byte}.wav,' in rejected for byte in ('e9', 'ea')) and rejected.count('not valid UTF-8') == 2
   output = capsys.readouterr()
-  assert 'genres: 7 files: 6 recordings of classes, 1 others (genres/bextract_single.mf)' in output.err
+  assert 'genres: 7 files: 6 recordings of classes, 1 others (genres/bextract_single.mf)' in output.out
   assert 'rows: 6 = 4 written + 2 rejected' in output.out
 
 

@@ -60,7 +60,7 @@ def test_what_is_no_text_table_is_refused_by_the_name_of_what_it_is(tmp_path, co
     ('a.wav,"dog" barks\nb.wav,x\n', ['b.wav'], {'line 2': 'text stands after a closing quote'}),
     ('a.wav,dog, barks\nb.wav\nc.wav,x\n', ['c.wav'], {'line 2': '3 fields where the header has 2', 'line 3': '1 fields'}),
     ('a.wav,"dog\nb.wav,x\n"c.wav,"x"\n', ['b.wav'], {'line 2': 'text stands after', 'line 4': 'text stands after'}),
-    ('a\0.wav,dog\nb.wav,x\n', ['b.wav'], {'line 2': 'file_name holds a NUL character'}),
+    ('a\0.wav,dog\nb.wav,x\n', ['b.wav'], {'line 2': 'file_name contains a NUL character'}),
     ('a.wav,"two\nlines, or more"\n', ['a.wav'], {}),
     ('a.wav, "dog, cat"\n\n"b.wav", 5" nails\n', ['a.wav', 'b.wav'], {}),
 ])

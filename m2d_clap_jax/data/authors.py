@@ -6,7 +6,6 @@ them that can only build arrays, dicts, strings and numbers.
 import hashlib
 import io
 import pickle
-import sys
 
 import numpy as np
 
@@ -39,7 +38,7 @@ def list_logmels(folder, split='train'):
            if name.endswith('.npy') and not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
     raise UserError(f'{folder}: contains no .npy files: check --logmels')
-  print(account_of(folder, everything, names, 'log-mels'), file=sys.stderr)
+  print(account_of(folder, everything, names, 'log-mels'))
   rows = []
   for name in names:
     text, reason = printable(name)

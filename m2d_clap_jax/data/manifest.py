@@ -37,7 +37,7 @@ class Row:
 
 
 def read_manifest(path, audio_root, columns=None, like=''):
-  """Returns list[Row] in the order of first appearance; what there was to read is printed on stderr.
+  """Returns list[Row] in the order of first appearance; lines and rows are printed, which add up.
 
   Args:
     path: the manifest; with `like`, the folder of a published data set, or a table of it.
@@ -50,7 +50,8 @@ def read_manifest(path, audio_root, columns=None, like=''):
   """
   path, root = os.fspath(as_path(path)), os.fspath(audio_root)
   contents = read_published(path, like, root) if like else read_entries(path, root, columns)
-  for note in contents.account + contents.notes:
+  print('\n'.join(contents.account))
+  for note in contents.notes:
     print(note, file=sys.stderr)
   rows = _merge(contents, path)
   assert sum(row.rows for row in rows) == len(contents.entries), 'a row is lost'

@@ -34,7 +34,7 @@ class Entry:
 
 @dataclasses.dataclass
 class Contents:
-  """entries: one for every row; account: lines and rows of the tables, which add up; notes: what else is to be told."""
+  """entries: one for every row; account: lines and rows of the tables, which add up; notes: further reports, a line each."""
   entries: list[Entry]
   account: list[str]
   notes: list[str]
@@ -62,7 +62,7 @@ def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None,
 
 
 def notes_of(files: Files) -> list[str]:
-  """What is to be told of names that were matched."""
+  """Reports the names that were matched with differently spelled files."""
   if not files.respelled:
     return []
   theirs, ours = next(iter(files.respelled.items()))

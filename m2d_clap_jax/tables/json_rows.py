@@ -1,4 +1,4 @@
-"""JSON as tables: one object a line, one array of objects, one object that holds such an array, or objects pretty-printed."""
+"""JSON as tables: one object a line, one array of objects, one object that contains such an array, or objects pretty-printed."""
 import json
 
 from m2d_clap_jax.errors import UserError

@@ -41,7 +41,7 @@ class Files:
   def spelled(self, name: str) -> str:
     """A relative name as the disk spells it; as it is where the disk has no such file, or needs no look.
 
-    'é' is one character or two (NFC and NFD), which people cannot see and disks tell apart. A file of exactly this name
+    'é' is one character or two (NFC and NFD), which look alike to people and differ on disk. A file of exactly this name
     is always preferred, so that two files stay two.
     """
     return name if name.isascii() else self.find(name) or name

@@ -36,7 +36,7 @@ def read_published(place, like: str, root, *, option: str = '--like', tenths: bo
     tenths: a set without official parts gets ten folds of neighbouring numbers in the files' names.
 
   Raises:
-    Absent: the place holds no such set.
+    Absent: the place does not contain such a set.
     UserError: a table is not as published.
   """
   layout = layout_of(like, option)
@@ -56,7 +56,7 @@ def read_published(place, like: str, root, *, option: str = '--like', tenths: bo
     label = f'{os.path.basename(path)} ' if len(layout.parts) > 1 else ''
     found += [_entry(row, layout, part, files, foreign, label) for row in table.rows]
   if not found:
-    raise UserError(f'{place}: the tables of {like} hold no rows')
+    raise UserError(f'{place}: the tables of {like} contain no rows')
   return Contents(found, account, notes + notes_of(files))
 
 
@@ -89,7 +89,7 @@ def _tables(place, layout: Layout, like: str, notes: list[str]) -> list[tuple[Pa
     else:
       notes.append(f'{place}: has no {part.tables[0]}; its rows are left out')
   if not found:
-    raise Absent(f'{place}: holds no table of {like} ({", ".join(part.tables[0] for part in layout.parts)}): name the '
+    raise Absent(f'{place}: contains no table of {like} ({", ".join(part.tables[0] for part in layout.parts)}): name the '
                  'folder of the unpacked archive, or a table of it')
   return found
 
@@ -154,7 +154,7 @@ def _classes(files: Files, layout: Layout, like: str, tenths: bool) -> Contents:
   base, clips = next(((base, found) for base in layout.classes if (found := _recordings(names, base, layout.left_out))),
                      ('', []))
   if not clips:
-    raise Absent(f'{files.root}: holds no folders of classes with recordings, as {like} has: name the folder of the '
+    raise Absent(f'{files.root}: contains no folders of classes with recordings, as {like} has: name the folder of the '
                  'unpacked archive')
   parts = _listed(files, layout, like)
   entries = []

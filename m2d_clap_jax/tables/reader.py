@@ -48,7 +48,7 @@ def read_table(path, key: str, others: Sequence[str] = (), *, header: Sequence[s
 
   Args:
     path: CSV (delimited by commas, semicolons, tabs or bars, as its header shows), JSON lines or JSON.
-    key: the column that tells a row's file.
+    key: the column that names a row's file.
     others: further columns that will be used; as `key`, they may stand in the header once only.
     header: names of the columns, for a table that has no header.
 
@@ -89,7 +89,7 @@ def _unusable(fields: dict, wanted: list[str]) -> str:
     value = fields.get(name, '')
     text = value if isinstance(value, str) else ''.join(value)
     if '\0' in text:
-      return f'{name} holds a NUL character'
+      return f'{name} contains a NUL character'
     try:
       text.encode()
     except UnicodeEncodeError:  # JSON can spell half a character
@@ -162,7 +162,7 @@ def _records(lines: list[str], start: int, delimiter: str, width: int,
   while start < len(lines):
     fields, used, reason = _record(lines, start, delimiter)
     if fields and len(fields) != width:
-      reason = f'{len(fields)} fields where the header has {width} (quote captions that hold {DELIMITERS[delimiter]})'
+      reason = f'{len(fields)} fields where the header has {width} (quote captions that contain {DELIMITERS[delimiter]})'
     if fields and used > 1 and not reason:
       inside = next((i for i in range(start + 1, start + used) if _is_row(lines[i], fields, delimiter, width, place)), None)
       if inside is not None:

@@ -196,7 +196,7 @@ def read_metadata(path: str, root: str = '.') -> list[Clip]:
 
 
 def clips_of(contents: Contents, path: str) -> list[Clip]:
-  """The same of rows that were read; what is to be told of them is printed on stderr."""
+  """The same of rows that were read; what is to be reported about them is printed on stderr."""
   for note in contents.notes:
     print(note, file=sys.stderr)
   found: dict[str, Clip] = {}
@@ -255,20 +255,20 @@ def _find(name: str, root: str) -> str:
 
 def _read_published(name: str, root: str) -> list[Clip]:
   """The clips of a data set as its makers publish it, where there is no metadata CSV."""
-  like, told = PUBLISHED.get(name), ''
+  like, why = PUBLISHED.get(name), ''
   try:
     if like:
       return clips_of(read_published(root, like, root, option='config.task', tenths=True), root)
   except Absent as error:
-    told = f', and {error}'
+    why = f', and {error}'
   raise UserError(f'config.data.root={root}: no metadata there ({" or ".join(_places(name, root))}): give '
-                  f'config.data.csv=FILE{told}')
+                  f'config.data.csv=FILE{why}')
 
 
 def _check_files(root: str, clips: list[Clip], path: str):
   """A few missing files are left out later, and counted; when most are missing the folder is the wrong one."""
   if not clips:
-    raise UserError(f'{path}: holds no clips')
+    raise UserError(f'{path}: contains no clips')
   some = clips[::max(1, len(clips) // 50)]
   missing = [clip.file for clip in some if not as_path(os.path.join(root, clip.file)).exists()]
   if 2 * len(missing) > len(some):
