@@ -291,7 +291,7 @@ def test_tasks_of_an_array_job_write_the_records_of_one_run(tmp_path):
   prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'one', text_encoder=FakeEncoder(), **options)
   metas = [prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'many', text_encoder=FakeEncoder(), task=(i, 3),
                            **options) for i in (2, 0, 1)]
-  assert metas[:2] == [None, None] and metas[2] == json.loads((tmp_path / 'one' / 'prepare.json').read_text())
+  assert metas[:2] == [None, None] and metas[2] == Folder(tmp_path / 'one').meta
   names = sorted(path.name for path in (tmp_path / 'one').iterdir() if not path.name.startswith('.'))
   assert names == sorted(path.name for path in (tmp_path / 'many').iterdir() if not path.name.startswith('.'))
   for name in names:
