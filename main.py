@@ -3,6 +3,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 # TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -11,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train.faults import EXIT_PREEMPTED, Preempted
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostError, Preempted
 
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
@@ -23,6 +24,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and fig
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 _PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    'peer_timeout', 100, 'Seconds without a sign of life after which a process of several counts as gone.', lower_bound=1)
 
 
 def run():
@@ -33,7 +36,7 @@ def run():
   if config.job not in DRIVERS:
     raise UserError(f'config.job={config.job!r}: unknown; known: {", ".join(DRIVERS)}')
   if _DISTRIBUTED.value or _COORDINATOR.value or _PROCESS.value:
-    join_processes(**by_hand(_COORDINATOR.value, _PROCESS.value))
+    join_processes(_PEER_TIMEOUT.value, **by_hand(_COORDINATOR.value, _PROCESS.value))
   workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
   module, function = DRIVERS[config.job]
   getattr(importlib.import_module(module), function)(
@@ -51,10 +54,10 @@ def by_hand(coordinator, process) -> dict:
   return {'coordinator_address': coordinator, 'process_id': int(match[1]), 'num_processes': int(match[2])}
 
 
-def join_processes(**told):
+def join_processes(peer_timeout: int, **told):
   import jax
   try:
-    jax.distributed.initialize(**told)
+    jax.distributed.initialize(**told, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=3 * peer_timeout)
   except ValueError as error:
     raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
                     'option out, start the processes by SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
@@ -72,28 +75,53 @@ def main(argv):
 
 
 def parse(argv):
-  """absl's own parser, with its errors and those of configuration files told in one line."""
+  """absl's own parser; its errors and those of configuration files are reported in one line, with the line of the file."""
   try:
     rest = flags.FLAGS(argv)
     getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
     return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError,
+          ValueError) as error:
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     if any(line.startswith('Traceback') for line in lines):
       lines = lines[-1:]
     # ml_collections quotes a message within a message.
-    raise UserError(' '.join(lines).replace('\\n', '; ').replace("\\'", "'").strip('\'"')) from error
+    message = ' '.join(lines).replace('\\n', '; ').replace("\\'", "'").replace("module 'config_config'", config_file())
+    message = message[1:-1] if message[:1] in ('"', "'") and message[-1:] == message[:1] else message
+    if '--config=' in message:  # of our own files
+      raise UserError(message.removeprefix('ValueError: ')) from error
+    places = re.findall(r'File "([^"]+)", line (\d+)', ''.join(traceback.format_exception(error)))
+    own = [line for name, line in places if config_file() and os.path.abspath(name) == os.path.abspath(config_file())]
+    raise UserError((f'{config_file()} line {own[-1]}: ' if own else '') + message) from error
+
+
+def config_file() -> str:
+  """The file that --config names, without its variant."""
+  return next((word.partition('=')[2].partition(':')[0] for word in sys.argv if word.startswith('--config=')), '')
+
+
+def line_of_key(error: UserError) -> str:
+  """' (mine.py line 6)' of the line that sets a key that is not known; '' where there is none."""
+  key = re.match(r'config(?:\.\w+)*\.(\w+): unknown key', str(error))
+  if not key or not os.path.exists(config_file()):
+    return ''
+  with open(config_file(), encoding='utf-8') as file:
+    lines = [number for number, line in enumerate(file, 1) if re.search(rf'\b{key[1]}\b', line)]
+  return f' ({config_file()} line {lines[0]})' if lines else ''
 
 
 if __name__ == '__main__':
   try:
     app.run(main, flags_parser=parse)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {error}{line_of_key(error)}', file=sys.stderr)
     sys.exit(2)
   except Preempted as notice:
     print(f'preempted: {notice}', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)
+  except PeerLostError as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    os._exit(EXIT_STALLED)  # at exit JAX would wait for the process that is gone
   except KeyboardInterrupt:
     print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
     sys.exit(130)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import compiled
 from benchmarks.report import Row, finish, in_turns
 from benchmarks.train_step import PRESETS, JaxStep, make_batch, sample_flops
 from m2d_clap_jax.models import M2DCLAP
@@ -34,10 +35,9 @@ class Cost(NamedTuple):
 def cost(fields: dict, batch: int, timed: bool) -> Cost:
   model = M2DCLAP(**fields)
   step = JaxStep(model, make_batch(model, batch), burst=1)
-  analysis, memory = step.compiled.cost_analysis(), step.compiled.memory_analysis()
+  found = compiled.cost(step.compiled)
   time = 1e3 * in_turns({'step': step}, 3)['step'].best if timed else float('nan')
-  return Cost(batch * sample_flops(model)['step'] / 1e9, analysis['flops'] / 1e9, analysis['bytes accessed'] / 1e9,
-              memory.argument_size_in_bytes / 2 ** 20, memory.temp_size_in_bytes / 2 ** 20, time)
+  return Cost(batch * sample_flops(model)['step'] / 1e9, found.flops, found.accessed, found.state, found.temporary, time)
 
 
 def sweeps(args) -> dict[str, dict]:

@@ -10,23 +10,20 @@ machines and an assumed utilisation, which it names. Needs jax, flax, optax and 
 """
 import argparse
 import functools
-import re
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks.compiled import COLLECTIVES, collectives, cost, size_of
 from benchmarks.report import Row, finish
 from benchmarks.train_step import PRESETS, sample_flops
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_step
+from m2d_clap_jax.train.step import create_state, pretrain_step
 
-COLLECTIVES = 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute'
-BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 'u8': 1}
 SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet
 
 
@@ -64,20 +61,6 @@ def compile_step(model: M2DCLAP, batch: int, devices: int, fsdp: int):
   return update.lower(state, inputs).compile(), shapes, mesh
 
 
-def collectives(text: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-  """[(operation, [(type, shape) of its results])] of a compiled program's text."""
-  found = []
-  for results, name in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text):
-    found.append((name, [(kind, tuple(int(n) for n in dims.split(',') if n))
-                         for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', results)]))
-  return found
-
-
-def size_of(results) -> int:
-  """Bytes of an operation's results."""
-  return sum(BYTES[kind] * int(np.prod(shape)) for kind, shape in results if kind in BYTES)
-
-
 def count_parameters(shapes) -> int:
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
 
@@ -91,18 +74,18 @@ def state_bytes(shapes, mesh) -> int:
 def analysis(args) -> list[Row]:
   model = M2DCLAP(**PRESETS[args.size], dtype=args.dtype, remat=args.remat, scan=args.scan)
   compiled, shapes, mesh = compile_step(model, args.batch, args.devices, args.fsdp)
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  costs = cost(compiled)
   parameters, own = count_parameters(shapes), args.batch // args.devices
-  found = collectives(compiled.as_text())
+  found = collectives(compiled)
   moved = {name: sum(size_of(results) for kind, results in found if kind == name) for name in COLLECTIVES}
   features = 4 * args.batch * model.width if model.text_width else 0  # of the audio: its device then has its logits
   rows = [
       Row('parameters', parameters / 1e6, 'M'),
       Row('samples of a device', own, ''),
-      Row('state and batch', memory.argument_size_in_bytes / 2 ** 20, 'MB', state_bytes(shapes, mesh) / 2 ** 20,
+      Row('state and batch', costs.state, 'MB', state_bytes(shapes, mesh) / 2 ** 20,
           'the state by its shardings'),
-      Row('temporary memory', memory.temp_size_in_bytes / 2 ** 20, 'MB'),
-      Row('arithmetic', cost['flops'] / 1e9, 'GFLOP', own * sample_flops(model)['step'] / 1e9, "the method's own")]
+      Row('temporary memory', costs.temporary, 'MB'),
+      Row('arithmetic', costs.flops, 'GFLOP', own * sample_flops(model)['step'] / 1e9, "the method's own")]
   if args.fsdp == 1:
     predicted = {'all-reduce': 4 * parameters, 'all-gather': features}
   else:
@@ -123,8 +106,8 @@ def plan() -> list[Row]:
     shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=make_optimizer(1e-4)))
     parameters = count_parameters(shapes)
     state = sum(4 * int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) / 2 ** 30
-    one, two = (compile_step(model, batch, 1, 1)[0].memory_analysis().temp_size_in_bytes for batch in (32, 64))
-    activations = (two - one) / 32 / 2 ** 30 / 2  # of a sample; half of float32's
+    one, two = (cost(compile_step(model, batch, 1, 1)[0]).temporary for batch in (32, 64))
+    activations = (two - one) / 32 / 2 ** 10 / 2  # of a sample; half of float32's
     rows += [Row(f'{size}: parameters', parameters / 1e6, 'M'), Row('  a sample', sample_flops(model)['step'] / 1e9, 'GFLOP'),
              Row('  state, undivided', state, 'GB'), Row('  activations of a sample, bfloat16', activations * 1024, 'MB')]
     for machine in MACHINES:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.compiled import cost
 from benchmarks.report import Row, finish, in_turns
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
@@ -23,8 +24,7 @@ from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_step
+from m2d_clap_jax.train.step import create_state, pretrain_step
 
 # As configs/pretrain.py has them, which needs ml_collections; a test compares the two.
 PRESETS = {**SIZES, 'small_2s': dict(width=192, depth=6, heads=3, predictor_width=128, predictor_depth=2,
@@ -132,21 +132,18 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
   rates = {n: 2e-9 * n ** 3 * burst / timings[n].best for n in products}
   size = max(rates, key=rates.get)
   ceiling = rates[size], f'{args.dtype} product of {size} x {size}, GFLOP/s'
-  memory = step.compiled.memory_analysis()
-  total = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-           + memory.temp_size_in_bytes)  # the donated state is argument and output at once
-  cost = step.compiled.cost_analysis().get('flops', 0) / 1e9
+  costs = cost(step.compiled)
   rows = [
       Row('compile', step.compile_seconds, 's'),
       Row('step, best', 1e3 * best, 'ms'),
       Row('step, median', 1e3 * timings['step'].median / burst, 'ms'),
       Row('samples', args.batch / best, '1/s', ceiling[0] / flops['step'], 'at the matrix rate'),
       Row("rate by the method's arithmetic", flops['step'] * args.batch / best, 'GFLOP/s', *ceiling),
-      Row("rate by XLA's cost analysis", cost / best, 'GFLOP/s', *ceiling),
+      Row("rate by XLA's cost analysis", costs.flops / best, 'GFLOP/s', *ceiling),
       Row('arithmetic of a sample', flops['step'], 'GFLOP'),
-      Row('state and batch', memory.argument_size_in_bytes / 2 ** 20, 'MB'),
-      Row('temporary memory of a step', memory.temp_size_in_bytes / 2 ** 20, 'MB'),
-      Row('all of it, by the compiler', total / 2 ** 20, 'MB')]
+      Row('state and batch', costs.state, 'MB'),
+      Row('temporary memory of a step', costs.temporary, 'MB'),
+      Row('all of it, by the compiler', costs.total, 'MB')]
   peak = (device.memory_stats() or {}).get('peak_bytes_in_use')
   if peak:
     rows.append(Row('peak memory of the device', peak / 2 ** 20, 'MB'))

@@ -64,7 +64,7 @@ def base(task):
   config.sampling = ConfigDict({'weighted': False, 'per_epoch': placeholder(int)})
   config.mesh = ConfigDict({'fsdp': placeholder(int)})  # as in pretrain.py
   config.checkpoints = ConfigDict({'keep': 1})
-  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
+  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message; 0: never
   config.log_every = 50  # steps
   config.save_every = 5  # epochs, as the next
   config.evals_every = 1

@@ -62,7 +62,7 @@ def base():
   # few as leave room for the activations. The batch is always divided over all devices.
   config.mesh = ConfigDict({'fsdp': placeholder(int)})
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between those that are kept for good
-  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
+  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message; 0: never
   config.log_every = 50  # steps, as all that follow
   config.save_every = 1000
   config.statistics_every = 5000

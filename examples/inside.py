@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax.eval import plots
+from m2d_clap_jax.eval import class_plots, plots
 from m2d_clap_jax.eval.attention import cls_attention
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 
@@ -54,6 +54,6 @@ plots.attention_maps(logmel, maps, 'attention.png', title=sound)
 frames, times = model.encode_frames(sound)
 unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
 seconds = [f'{time / 1000:.1f} s' for time in times[0]]
-plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
+class_plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
                      names=('time', 'time'))
 print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')

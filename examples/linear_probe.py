@@ -17,8 +17,8 @@ import numpy as np
 
 import m2d_clap_jax
 from m2d_clap_jax.audio.files import find
-from m2d_clap_jax.eval import plots
-from m2d_clap_jax.eval.linear import logistic_probe
+from m2d_clap_jax.eval import class_plots
+from m2d_clap_jax.eval.logistic_probe import logistic_probe
 
 arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']
 if len(arguments) != 2:
@@ -39,4 +39,4 @@ rank = np.array([np.sum(labels[:i] == labels[i]) for i in range(len(files))])
 test = rank % 4 == 3
 found = logistic_probe(features[~test], labels[~test], features[test], labels[test])
 print(f'{100 * found["accuracy"]:.1f}% of {test.sum()} test sounds, {len(classes)} classes')
-plots.embedding_map(features, labels, classes, 'embeddings.png', title='clip embeddings (t-SNE)')
+class_plots.embedding_map(features, labels, classes, 'embeddings.png', title='clip embeddings (t-SNE)')

@@ -39,7 +39,7 @@ kind: JobSet
 metadata:
   name: $name
 spec:
-  # Told to stop (75), stalled (76), or the machine was taken away: start all again, as often as it takes; the run goes
+  # Told to stop (75), stalled (76), another process is gone (134), or the machine was taken away: start all again, as often as it takes; the run goes
   # on where it was. Anything else is an error: three more tries.
   failurePolicy:
     maxRestarts: 3
@@ -63,7 +63,7 @@ spec:
             onExitCodes:
               containerName: main
               operator: In
-              values: [75, 76]
+              values: [75, 76, 134]
         template:
           spec:
             restartPolicy: Never

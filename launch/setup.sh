@@ -37,8 +37,8 @@ set_up() {
 }
 
 # run_here EXTRA [--dry-run] OPTION ...: main.py on this machine, with what the extra installs. Runs it again as long as
-# it ends with 75 (told to stop, as when a machine is taken away) or 76 (nothing moved for long): all is saved then, and
-# the same command goes on. Gives back its last code.
+# it ends with 75 (told to stop, as when a machine is taken away), 76 (nothing moved for long) or 134 (JAX aborts where
+# another process is gone): the same command then continues from what is saved. Gives back its last code.
 run_here() {
   local extra=$1 code=75 run=()
   shift
@@ -49,7 +49,7 @@ run_here() {
     set_up "$extra"
   fi
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
-  while [ "$code" = 75 ] || [ "$code" = 76 ]; do
+  while [[ "$code" =~ ^(75|76|134)$ ]]; do
     code=0
     "${run[@]}" .venv/bin/python main.py "$@" || code=$?
   done

@@ -39,7 +39,7 @@ export JAX_COMPILATION_CACHE_DIR=\${JAX_COMPILATION_CACHE_DIR:-\$PWD/.venv/cache
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \${XLA_FLAGS:-}"
 code=0
 srun --kill-on-bad-exit=1 .venv/bin/python main.py --distributed$options || code=\$?
-if [ "\$code" = 75 ] || [ "\$code" = 76 ]; then
+if [[ "\$code" =~ ^(75|76|134)\$ ]]; then
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit "\$code"

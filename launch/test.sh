@@ -1,7 +1,39 @@
 #!/usr/bin/env bash
-# The tests, with all the set-up they need: bash launch/test.sh [OPTION OF PYTEST ...]
+# All checks, with the set-up they need: bash launch/test.sh
+# Only tests, as pytest is told to: bash launch/test.sh [OPTION OF PYTEST ...]
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up test
-exec .venv/bin/python -m pytest -q "$@"
+if [ $# -gt 0 ]; then
+  exec .venv/bin/python -m pytest -q "$@"
+fi
+
+failed=()
+# check NAME COMMAND ...: runs it, and shows what it says only if it fails.
+check() {
+  local name=$1 said
+  shift
+  if said=$("$@" 2>&1); then
+    echo "$name: no findings"
+  else
+    printf '%s\n%s\n' "$name found:" "$said"
+    failed+=("$name")
+  fi
+}
+
+documentation() {
+  NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict -d "$PWD/.venv/cache/site" &&
+    grep -q encode_audio .venv/cache/site/api/index.html
+}
+
+check ruff .venv/bin/python -m ruff check .
+check shellcheck .venv/bin/shellcheck -x launch/*.sh .ci/run
+check mypy .venv/bin/python -m mypy --cache-dir .venv/cache/mypy
+check documentation documentation
+# Two workers, each of which takes whole files.
+.venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=10 || failed+=(tests)
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,4 +1,6 @@
-"""How far a command is, on standard error."""
+"""What people see on standard error: how far a command is, and not the notices of other packages."""
+import contextlib
+import logging
 import sys
 import time
 
@@ -44,3 +46,15 @@ class Progress:
     if self.bar is not None:
       self.bar.close()
       self.bar = None
+
+
+@contextlib.contextmanager
+def quiet(logger: str | logging.Logger):
+  """A logger, or the one of that name, reports errors only within the block."""
+  logger = logging.getLogger(logger) if isinstance(logger, str) else logger
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)

@@ -4,10 +4,13 @@ The mesh has two axes. The batch is divided over both. Parameters, the target ne
 replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gets the
 rest of a layer while it computes it. With fsdp=1 that is plain data parallelism.
 """
+import pickle
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m2d_clap_jax.errors import UserError
@@ -118,6 +121,24 @@ def _count(n: int) -> str:
 def to_devices(mesh: Mesh, batch):
   """Joins each process' own part of a batch (a tree of numpy arrays) into global arrays divided over the mesh."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over_batch(mesh), x), batch)
+
+
+def rows_on_devices(mesh: Mesh, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> jax.Array:
+  """A global array divided over the mesh by rows, which `read(start, stop)` gives; only those of own devices are read."""
+  return jax.make_array_from_callback(shape, over_batch(mesh), lambda index: read(*index[0].indices(shape[0])[:2]))
+
+
+def join(items: dict) -> dict:
+  """What all processes have, as {key: value} with keys in order; values are anything that can be pickled."""
+  if jax.process_count() == 1:
+    return dict(sorted(items.items()))
+  data = np.frombuffer(pickle.dumps(items), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int64(data.size))
+  every = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - data.size)))
+  joined = {}
+  for row, size in zip(every, sizes):
+    joined |= pickle.loads(row[:size].tobytes())
+  return dict(sorted(joined.items()))
 
 
 def own_part(x: np.ndarray) -> np.ndarray:

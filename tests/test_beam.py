@@ -9,14 +9,11 @@ import pytest
 
 import m2d_clap_jax.data
 from m2d_clap_jax import paths
-from m2d_clap_jax.data import embeddings, prepare, write
+from m2d_clap_jax.data import beam, embeddings, prepare, write
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run
 from tests.prepare_helpers import FakeEncoder, contents, corpus, write_manifest
-
-pytest.importorskip('apache_beam')
-from m2d_clap_jax.data import beam  # pylint: disable=wrong-import-position
 
 
 def visible(folder):

@@ -48,7 +48,7 @@ def test_logits_are_of_the_encoders_mean_features(flat):
 
 
 def test_batch_norm_is_torchs():
-  torch = pytest.importorskip('torch')
+  import torch
   norm, theirs = BatchNorm(), torch.nn.BatchNorm1d(7, affine=False)
   variables = norm.init(jax.random.key(0), np.zeros((2, 7), np.float32), True)
   for _ in range(3):
@@ -84,7 +84,7 @@ def test_positions_are_cut_for_short_inputs():
 
 @pytest.mark.parametrize('columns', [51, 62])
 def test_positions_are_stretched_as_timm_stretches_them(columns):
-  torch = pytest.importorskip('torch')
+  import torch
   own = DRAW.standard_normal((1, 191, 32)).astype(np.float32)
   long = position_table(NETWORK.clone(input_size=(80, 608)), columns, own)
   assert long.shape == (1, 1 + 5 * columns, 32)

@@ -12,7 +12,7 @@ import pytest
 
 from m2d_clap_jax import paths, weights
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import run, save_model
 from tests.test_api import tiny_weights
@@ -67,7 +67,6 @@ def test_info_tells_people_and_programs_the_same(complete, model, capsys):
 
 
 def test_portable_to_pth_and_back_is_the_same_model_in_every_tensor(model, tmp_path, capsys):
-  pytest.importorskip('torch')
   overrides = ['--heads', 3, '--text_encoder', 'minilm']
   assert run('convert', model, tmp_path / 'pth', '--to', 'pth') == 0
   path, = (tmp_path / 'pth').glob('m2d_clap_vit_w96-80x96p16x16-*/checkpoint-0.pth')
@@ -91,7 +90,6 @@ def test_info_says_that_a_logit_scale_is_a_default(complete, model, tmp_path, ca
 
 
 def test_the_name_of_an_export_tells_the_text_encoder(model, tmp_path, capsys):
-  pytest.importorskip('torch')
   assert run('convert', model, tmp_path, '--to', 'pth', '--encoder_only', '--text_encoder', 'bert-base-uncased') == 0
   path, = tmp_path.glob('m2d_clap_vit_w96-80x96p16x16p16kpB-*/checkpoint-0.pth')
   encoder = facts(capsys, path, '--heads', 3)['text_encoder']

@@ -1,4 +1,8 @@
-"""What the step sends between 256 devices, read from the program that the compiler makes for them."""
+"""What the compiled step costs, and what it sends between 256 devices, both as the compiler says.
+
+Costs are pinned: FLOP, bytes accessed and memory. When a change moves a figure on purpose, change it here and name it in
+the commit. Times are not tested, for they depend on the machine.
+"""
 import json
 import os
 import pathlib
@@ -7,6 +11,10 @@ import sys
 
 import pytest
 
+from benchmarks import train_step
+from benchmarks.compiled import cost
+from m2d_clap_jax.models import M2DCLAP
+
 ROOT = pathlib.Path(__file__).parent.parent
 DEVICES, BATCH = 256, 512
 
@@ -14,14 +22,14 @@ DEVICES, BATCH = 256, 512
 PROGRAM = '''
 import json, sys, jax
 jax.config.update('jax_num_cpu_devices', {devices})
-from benchmarks import scale
+from benchmarks import compiled, scale
 from m2d_clap_jax.models import M2DCLAP
 model = M2DCLAP(input_size=(80, 48), width=64, depth=2, heads=2, predictor_width=32, predictor_depth=1,
                 predictor_heads=2, text_width=16)
 out = {{}}
 for fsdp in (1, 8):
-  compiled, shapes, mesh = scale.compile_step(model, {batch}, {devices}, fsdp)
-  out[fsdp] = {{'operations': scale.collectives(compiled.as_text()), 'parameters': scale.count_parameters(shapes),
+  program, shapes, mesh = scale.compile_step(model, {batch}, {devices}, fsdp)
+  out[fsdp] = {{'operations': compiled.collectives(program), 'parameters': scale.count_parameters(shapes),
                 'kernels': [list(x.shape) for tree in (shapes.params, shapes.target_params)
                             for x in jax.tree.leaves(tree) if x.ndim == 2]}}
 json.dump(out, sys.stdout)
@@ -67,3 +75,29 @@ def test_fully_sharded_gathers_parameters_and_never_activations(programs):
   allowed = kernels | {shape[::-1] for shape in kernels} | {(64, BATCH), (BATCH, 64), (BATCH,), (DEVICES, BATCH)}
   others = [shape for shape in results(program, 'all-gather') if shape not in allowed]
   assert not others, others
+
+
+# Of pretrain.py:small_2s, a batch of 8, on a CPU: GFLOP, GB accessed, MB of state and batch, MB of temporary memory.
+PINNED = {
+    'float32': dict(flops=6.401, accessed=0.808, state=48.4, temporary=35.6),
+    'bfloat16': dict(flops=6.561, accessed=0.883, state=48.4, temporary=39.9)}  # a CPU computes it in float32
+
+
+@pytest.fixture(scope='module', params=PINNED)
+def measured(request):
+  model = M2DCLAP(**train_step.PRESETS['small_2s'], dtype=request.param)
+  compiled = train_step.JaxStep(model, train_step.make_batch(model, 8), burst=1).compiled
+  return model, PINNED[request.param], cost(compiled)._asdict()
+
+
+def test_the_step_costs_no_more_than_it_did(measured):
+  _, pinned, now = measured
+  # The compiler's versions differ a little; 3% of the FLOP is less than one block's forward pass.
+  for name, most in {'flops': 1.03, 'accessed': 1.1, 'state': 1.01, 'temporary': 1.15}.items():
+    assert now[name] <= most * pinned[name], f'{name}: {now[name]:.4g} where {pinned[name]:.4g} is pinned'
+
+
+def test_the_step_computes_little_besides_the_methods_products(measured):
+  model, _, now = measured
+  own = 8 * train_step.sample_flops(model)['step'] / 1e9
+  assert own < now['flops'] < 1.05 * own

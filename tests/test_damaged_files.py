@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from m2d_clap_jax import weights
@@ -17,7 +18,6 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.weights.files import read_tensors
 from tests import reference
 
-torch = pytest.importorskip('torch')
 FOLDER = 'm2d_clap_vit_tiny-80x96p16x16-240128'
 COUNT = 300
 

@@ -3,7 +3,6 @@
 import collections
 import csv
 import filecmp
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,9 +16,6 @@ import pytest
 from m2d_clap_jax.demo import captions, corpus
 from m2d_clap_jax.errors import UserError
 
-needs_font = pytest.mark.skipif(
-  any(importlib.util.find_spec(name) is None for name in ('pretty_midi', 'tinysoundfont')),
-  reason='pip install --no-deps -r requirements-demo.txt')
 FEW = dict(train_clips=6, test_clips=3, instruments=['flute', 'tubular bells', 'church organ'])
 
 
@@ -72,7 +68,6 @@ def test_captions_are_four_different_sentences_with_instrument_and_family():
                    for c in captions.captions(bells, np.random.default_rng(seed)))
 
 
-@needs_font
 def test_manifest_and_files_agree(rendered):
   found = rows(rendered)
   files = collections.Counter(row['file_name'] for row in found)
@@ -83,7 +78,6 @@ def test_manifest_and_files_agree(rendered):
   assert not rendered.with_name('corpus.partial').exists()
 
 
-@needs_font
 def test_clips_are_audible_and_not_clipped(rendered):
   for path in rendered.glob('*/*.wav'):
     with wave.open(str(path)) as file:
@@ -93,7 +87,6 @@ def test_clips_are_audible_and_not_clipped(rendered):
     assert 0.01 < np.abs(samples).max() < 0.99, path
 
 
-@needs_font
 def test_a_clip_does_not_depend_on_what_was_rendered_before_it(rendered, tmp_path):
   alone = corpus.render(tmp_path / 'alone', train_clips=1, test_clips=3, instruments=['church organ', 'tubular bells'])
   names = [row['file_name'] for row in rows(alone)]
@@ -103,7 +96,6 @@ def test_a_clip_does_not_depend_on_what_was_rendered_before_it(rendered, tmp_pat
     row for row in rows(alone) if 'organ' in row['label']]
 
 
-@needs_font
 def test_the_seed_changes_sound_and_words(rendered, tmp_path):
   other = corpus.render(tmp_path / 'other', seed=1, **FEW)
   names = sorted({row['file_name'] for row in rows(rendered)})
@@ -112,13 +104,12 @@ def test_the_seed_changes_sound_and_words(rendered, tmp_path):
   assert [r['caption'] for r in rows(other)] != [r['caption'] for r in rows(rendered)]
 
 
-@needs_font
 def test_a_killed_render_is_redone(rendered, tmp_path):
   folder, partial = tmp_path / 'corpus', tmp_path / 'corpus.partial'
   code = f'from m2d_clap_jax.demo import corpus; corpus.render({str(folder)!r})'  # all of it: 4,000 files
   child = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
   try:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list(partial.glob('train/*-01?.wav')) and time.monotonic() < deadline:
       time.sleep(0.01)
   finally:
@@ -132,7 +123,6 @@ def test_a_killed_render_is_redone(rendered, tmp_path):
   assert {path: path.stat().st_mtime_ns for path in folder.glob('*/*')} == before
 
 
-@needs_font
 def test_ensure_prepares_once_and_goes_on_after_a_failure(tmp_path, monkeypatch):
   from m2d_clap_jax.data import prepare
   calls = []
@@ -161,7 +151,6 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
     corpus.render(tmp_path / 'corpus')
 
 
-@needs_font
 def test_an_unwritable_folder_is_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write the demo corpus'):

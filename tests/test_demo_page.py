@@ -87,7 +87,6 @@ def contents(folder) -> set[str]:
 @pytest.fixture
 def served(here, tmp_path):
   """-> (address, folder): the page as a user starts it, who has nothing but `folder` for home, work and temporary."""
-  pytest.importorskip('gradio')
   for name in ('home', 'work', 'temporary'):
     (tmp_path / name).mkdir()
   port = free_port()
@@ -103,17 +102,17 @@ def served(here, tmp_path):
     yield said.split()[0], tmp_path
   finally:
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0
+    assert server.wait(300) == 0
   assert not contents(tmp_path / 'temporary'), 'uploads outlive the page'
 
 
 @pytest.fixture
 def browser(tmp_path):
   """Headless Chromium that reaches this machine alone."""
-  webdriver = pytest.importorskip('selenium.webdriver')
+  from selenium import webdriver
   chromium, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
   if not chromium or not driver:
-    pytest.skip('apt-get install chromium chromium-driver')
+    pytest.skip('there is no Chromium: apt-get install chromium chromium-driver')
   options = webdriver.ChromeOptions()
   options.binary_location = chromium
   for option in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1200,1000',

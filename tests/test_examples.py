@@ -4,11 +4,14 @@ import shutil
 import subprocess
 import sys
 
+import jupytext
+import nbformat
 import numpy as np
 import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax.demo import corpus
+from tests import launched
 from tests.command_helpers import run
 from tests.test_pretrain import ENVIRONMENT, ROOT
 
@@ -23,9 +26,8 @@ def here(tmp_path_factory):
                       instruments=['flute', 'violin', 'trumpet', 'church organ'])
   assert run('prepare', f'--manifest={audio}/manifest.csv', f'--audio_root={audio}', f'--out={root}/records',
              '--text_encoder=minilm') == 0
-  subprocess.run([sys.executable, 'main.py', '--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo',
-                  '--config.data.demo=False', f'--config.data.folder={root}/records', '--config.batch_size=16',
-                  '--config.steps=8'], cwd=ROOT, env=ENVIRONMENT, check=True)
+  launched.run('--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo', '--config.data.demo=False',
+               f'--config.data.folder={root}/records', '--config.batch_size=16', '--config.steps=8', env=ENVIRONMENT)
 
   class Here:
     folder = root / 'runs' / 'demo'
@@ -75,7 +77,6 @@ def test_inside_draws_mask_attention_and_frames(here):
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
 def test_an_example_opens_as_a_notebook_and_says_how_it_is_used(path):
-  jupytext, nbformat = pytest.importorskip('jupytext'), pytest.importorskip('nbformat')
   notebook = jupytext.read(path)
   nbformat.validate(notebook)
   assert {cell.cell_type for cell in notebook.cells} == {'code', 'markdown'}

@@ -12,7 +12,7 @@ from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import portable, public
 from tests import reference
-from tests.test_pretrain import data, one_device, tiny_config  # noqa: F401
+from tests.test_pretrain import one_device, tiny_config  # noqa: F401
 from tests.test_weights import torch_module
 
 # Of the golden list of names and shapes; the captions of the test data are 8 wide, hence one more projector.
@@ -36,7 +36,7 @@ def run(data, tmp_path_factory):  # noqa: F811
 
 
 def test_a_run_exports_exactly_the_public_names_and_shapes(run, tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
   found = weights.read(run)
   assert found.complete and found.step == 2 and found.text_encoder['name'] == 'fake'
   shapes = reference.shapes('clap_tiny') | {'text_proj.weight': [96, 8], 'text_proj.bias': [96]}
@@ -52,7 +52,6 @@ def test_a_run_exports_exactly_the_public_names_and_shapes(run, tmp_path):
 
 
 def test_run_portable_folder_and_pth_give_the_same_embeddings(run, tmp_path):
-  pytest.importorskip('torch')
   found = weights.read(run)
   wave = np.random.default_rng(0).standard_normal(30000).astype(np.float32)
   expected = m2d_clap_jax.load(run).features(wave)

@@ -1,10 +1,13 @@
 """Machines that go away, checkpoints and shards that break, and inputs that stall."""
 import pathlib
+import re
 import shutil
 import signal
-import subprocess
+import threading
 import time
 
+import jax
+import orbax.checkpoint as ocp
 import pytest
 
 from m2d_clap_jax.data.prepare import prepare
@@ -12,19 +15,18 @@ from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import faults, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters
+from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
 
 def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811
   config = tiny_config(data, steps=30, log_every=3, save_every=30, statistics_every=30, evals_every=30)
-  subprocess.run(command(*flags(config), f'--workdir={tmp_path / "whole"}'), cwd=ROOT, env=ENVIRONMENT, check=True,
-                 capture_output=True)
+  launched.run(*flags(config), f'--workdir={tmp_path / "whole"}', env=ENVIRONMENT)
   broken = tmp_path / 'broken'
   codes = []
   while not codes or codes[-1]:
-    process = subprocess.Popen(command(*flags(config), f'--workdir={broken}'), cwd=ROOT, env=ENVIRONMENT,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = launched.Main(*flags(config), f'--workdir={broken}', env=ENVIRONMENT)
     if not codes:
       wait_for(process, lambda: '"step": 6,' in ((broken / 'metrics.jsonl').read_text()
                                                  if (broken / 'metrics.jsonl').exists() else ''))
@@ -51,12 +53,20 @@ def empty(folder):
       path.write_bytes(b'')
 
 
+def overwrite(folder):
+  """Zeros in the middle of the largest file, which holds compressed arrays."""
+  path = max((path for path in (folder / 'state').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  stored = bytearray(path.read_bytes())
+  stored[len(stored) // 2:len(stored) // 2 + 8192] = bytes(8192)
+  path.write_bytes(stored)
+
+
 def without_meta(folder):
   for path in (folder / 'meta').iterdir():
     path.unlink()
 
 
-@pytest.mark.parametrize('damage', [truncate, empty, without_meta])
+@pytest.mark.parametrize('damage', [truncate, empty, overwrite, without_meta])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, data, tmp_path, capsys):  # noqa: F811
   config = tiny_config(data, steps=6, log_every=1, save_every=2, statistics_every=6, evals_every=6)
   pretrain.run(config, tmp_path)
@@ -93,6 +103,28 @@ def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(da
     assert older.exists() and newest.exists() and not (run / DAMAGED).exists()
 
 
+PASSING = [MemoryError(), OSError(5, 'Input/output error'), PermissionError(13, 'Permission denied'),
+           jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.'),
+           ValueError('UNAVAILABLE: Error reading "params.a/0": the store is away')]
+
+
+def test_a_passing_error_at_restore_ends_the_run_with_its_reason_and_touches_nothing(data, tmp_path, monkeypatch):  # noqa: F811
+  config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
+  pretrain.run(config, tmp_path)
+  for error in PASSING:
+    def fail(*args, error=error, **kwargs):
+      raise error
+    refused = f'checkpoints/4: cannot be read .{re.escape(str(error) or type(error).__name__)}.: nothing was changed'
+    with monkeypatch.context() as patch:
+      patch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
+      with pytest.raises(UserError, match=refused):
+        pretrain.run(config, tmp_path)
+      patch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
+      with pytest.raises(UserError, match=refused):
+        read_parameters(tmp_path)
+  assert not (tmp_path / DAMAGED).exists() and Checkpoints(tmp_path).latest() == read_parameters(tmp_path)[0] == 4
+
+
 @pytest.fixture
 def damaged(tmp_path):
   """Two shards of 20 clips, the first cut in half."""
@@ -117,14 +149,19 @@ def test_a_truncated_shard_is_fatal_by_default_and_skipped_by_choice(damaged, tm
     pretrain.run(config, tmp_path / 'other')
 
 
-def test_a_signal_between_two_trainings_of_a_process_ends_the_next_once():
-  before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_is_noticed_inside_the_guards_only_and_the_old_handler_comes_back_after_an_error():
+  received = []
+  before = signal.signal(signal.SIGTERM, lambda *_: received.append('old'))
   try:
-    first = faults.Preemption()
-    assert not first.reached()
-    signal.raise_signal(signal.SIGTERM)  # while results are written, or the next is being compiled
-    second = faults.Preemption()
-    assert second.reached() and not faults.Preemption().reached()
+    with pytest.raises(UserError), faults.guards(60) as guards:
+      assert not guards.preemption.reached()
+      signal.raise_signal(signal.SIGTERM)  # while a checkpoint is restored, or something is being compiled
+      assert guards.preemption.reached() and not received
+      raise UserError('no such data')
+    signal.raise_signal(signal.SIGTERM)
+    assert received == ['old']
+    with faults.guards(60) as guards:
+      assert not guards.preemption.reached()
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -140,15 +177,30 @@ def test_data_of_which_nothing_can_be_read_is_an_error(damaged, tmp_path):
 
 def test_the_watchdog_ends_what_does_not_move_and_leaves_the_rest_alone(capsys):
   codes = []
-  quiet = faults.Watchdog(0.2, codes.append)
-  quiet.beat('step 7')
-  time.sleep(0.6)
-  quiet.close()
+  with faults.Watchdog(0.2, codes.append) as watchdog:
+    watchdog.beat('step 7')
+    time.sleep(0.8)
   assert codes == [faults.EXIT_STALLED]
   assert 'nothing has moved for 0 s (config.stall_seconds) since step 7' in capsys.readouterr().err
-  lively = faults.Watchdog(0.4, codes.append)
-  for i in range(8):
-    time.sleep(0.1)
-    lively.beat(f'step {i}')
-  lively.close()
+  with faults.Watchdog(0.4, codes.append) as watchdog:
+    watchdog.rest()  # scores are being computed
+    time.sleep(0.8)
+    watchdog.beat('an evaluation')
+  with faults.Watchdog(0, codes.append):
+    time.sleep(0.2)
   assert len(codes) == 1
+  with pytest.raises(UserError, match='config.stall_seconds=-1: must be 0 .never. or more'):
+    faults.Watchdog(-1)
+
+
+def test_no_watchdog_outlives_an_error_and_opening_the_data_is_watched(data, tmp_path, monkeypatch):  # noqa: F811
+  watched = []
+
+  def refuse(*args, **kwargs):
+    watched.extend(thread.name for thread in threading.enumerate())
+    raise UserError('no such data')
+  monkeypatch.setattr(pretrain, 'Folder', refuse)
+  with pytest.raises(UserError, match='no such data'):
+    pretrain.run(tiny_config(data), tmp_path)
+  assert 'watchdog' in watched
+  assert 'watchdog' not in [thread.name for thread in threading.enumerate()]

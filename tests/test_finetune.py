@@ -3,8 +3,6 @@ import csv
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,14 +13,18 @@ from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol
-from m2d_clap_jax.train import finetune
+from m2d_clap_jax.train import finetune, task_data
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
 from m2d_clap_jax.weights import public
-from tests.test_pretrain import ENVIRONMENT, ROOT, losses, one_device, wait_for  # noqa: F401
+from tests import launched
+from tests.test_pretrain import ENVIRONMENT, losses, one_device, wait_for  # noqa: F401
 
 RATE = 16000
 CLASSES = {'low': 300, 'middle': 1200, 'high': 4000}
 TINY = {'width': 32, 'depth': 1, 'heads': 2}
+# 48 training, 12 validation and 18 test clips of three classes.
+ROWS = [(f'{i}.wav', [list(CLASSES)[i % 3]], 'split', part)
+        for i, part in enumerate(['train'] * 48 + ['valid'] * 12 + ['test'] * 18)]
 
 
 def tones(folder, rows, seconds=0.5):
@@ -45,10 +47,7 @@ def tones(folder, rows, seconds=0.5):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """48 training, 12 validation and 18 test clips of three classes."""
-  parts = ['train'] * 48 + ['valid'] * 12 + ['test'] * 18
-  rows = [(f'{i}.wav', [list(CLASSES)[i % 3]], 'split', part) for i, part in enumerate(parts)]
-  return tones(tmp_path_factory.mktemp('tones'), rows)
+  return tones(tmp_path_factory.mktemp('tones'), ROWS)
 
 
 def tiny_config(root, **changes):
@@ -93,7 +92,6 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   truth = [model.classes.index(list(CLASSES)[i % 3]) for i in range(60, 78)]
   reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
   assert np.mean(logits.argmax(axis=1) == truth) == reported
-  pytest.importorskip('torch')
   path = public.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 
@@ -154,12 +152,12 @@ def test_a_linear_head_starts_with_the_score_of_linear_evaluation(run, data, tmp
 
 
 def test_recordings_are_kept_whole_but_for_test_clips(data, tmp_path):
-  found, rate = finetune.open_data(tmp_path, 'mine', None, root=str(data), seconds=0.3)
+  found, rate = task_data.open_data(tmp_path, 'mine', None, beat=print, root=str(data), seconds=0.3)
   assert rate == RATE and found.waves.samples == 4800
   for clip in found.task.clips:
     assert found.waves.lengths[found.places[clip.file]] == (4800 if clip.split == 'test' else 8000)
   folds = tones(tmp_path / 'folds', [(f'{i}.wav', [list(CLASSES)[i % 3]], 'fold', 1 + i % 2) for i in range(12)])
-  assert set(finetune.open_data(tmp_path, 'mine', None, root=str(folds), seconds=0.3)[0].waves.lengths) == {8000}
+  assert set(task_data.open_data(tmp_path, 'mine', None, beat=print, root=str(folds), seconds=0.3)[0].waves.lengths) == {8000}
 
 
 def flags(config, plain):
@@ -176,12 +174,10 @@ def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(da
   config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  command = [sys.executable, 'main.py', *options]
-  subprocess.run([*command, f'--workdir={whole}'], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+  launched.run(*options, f'--workdir={whole}', env=ENVIRONMENT)
   history, codes = broken / 'run0' / 'metrics.jsonl', []
   for step, sent in ((10, signal.SIGKILL), (30, signal.SIGTERM), (None, None)):
-    process = subprocess.Popen([*command, f'--workdir={broken}'], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = launched.Main(*options, f'--workdir={broken}', env=ENVIRONMENT)
     if step:
       wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())
       process.send_signal(sent)

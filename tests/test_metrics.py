@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from m2d_clap_jax.eval import features, linear, metrics, zeroshot
+from m2d_clap_jax.eval import logistic_probe, metrics
 
 
 def draw(seed, n=60, classes=7):
@@ -80,7 +80,7 @@ def test_zeroshot_takes_the_nearest_caption_whatever_the_lengths():
   labels = np.repeat([0, 1, 2], 10)  # class 3 has no clips
   audio = (text[labels] + 0.1 * rng.normal(size=(30, 16))) * rng.uniform(0.1, 9, (30, 1))
   audio[0] = text[3]
-  result = zeroshot.zeroshot(audio, 5 * text, labels)
+  result = metrics.zeroshot(audio, 5 * text, labels)
   assert result['accuracy'] == pytest.approx(29 / 30) and result['chance'] == 0.25
   assert result['predictions'][0] == 3 and result['confusion'][0, 3] == 1 and result['confusion'].sum() == 30
   np.testing.assert_allclose(result['per_class'], [0.9, 1, 1, np.nan])
@@ -92,9 +92,9 @@ def test_zeroshot_takes_the_nearest_caption_whatever_the_lengths():
 
 def test_zeroshot_refuses_what_does_not_fit():
   with pytest.raises(ValueError, match='3 classes'):
-    zeroshot.zeroshot(np.ones((2, 4)), np.ones((3, 4)), [0, 3])
+    metrics.zeroshot(np.ones((2, 4)), np.ones((3, 4)), [0, 3])
   with pytest.raises(ValueError, match='1 bad values'):
-    zeroshot.zeroshot([[1.0, np.nan]], np.ones((3, 2)), [0])
+    metrics.zeroshot([[1.0, np.nan]], np.ones((3, 2)), [0])
 
 
 def test_logistic_probe_reads_a_linear_direction_and_nothing_from_noise():
@@ -102,21 +102,21 @@ def test_logistic_probe_reads_a_linear_direction_and_nothing_from_noise():
   labels = np.array(['bark', 'meow'])[rng.integers(2, size=600)]
   x = rng.normal(size=(600, 20))
   x[:, 5] = 1e6  # constant
-  noise = linear.logistic_probe(x[:400], labels[:400], x[400:], labels[400:])
+  noise = logistic_probe.logistic_probe(x[:400], labels[:400], x[400:], labels[400:])
   x[:, 7] = 1000 * (labels == 'bark') + rng.normal(size=600)
-  found = linear.logistic_probe(x[:400], labels[:400], x[400:], labels[400:])
+  found = logistic_probe.logistic_probe(x[:400], labels[:400], x[400:], labels[400:])
   assert found['accuracy'] > 0.98 and found['converged'] and set(found['predictions']) == {'bark', 'meow'}
   assert 0.35 < noise['accuracy'] < 0.65
 
 
 def test_feature_statistics_tell_spread_from_collapse():
   rng = np.random.default_rng(4)
-  spread = features.statistics(rng.normal(size=(4000, 16)))
+  spread = metrics.statistics(rng.normal(size=(4000, 16)))
   assert 15.9 < spread['effective_rank'] <= 16.001 and abs(spread['cosine']) < 0.01
   assert spread['std'] == pytest.approx(1, abs=0.05)
   flat = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 16))
-  assert 2 < features.effective_rank(flat) < 3.01
-  collapsed = features.statistics(np.ones((500, 16)))
+  assert 2 < metrics.effective_rank(flat) < 3.01
+  collapsed = metrics.statistics(np.ones((500, 16)))
   assert collapsed['effective_rank'] == pytest.approx(1, abs=1e-3)
   assert collapsed['std'] == 0 and collapsed['cosine'] == pytest.approx(1)
 
@@ -125,4 +125,4 @@ def test_mean_cosine_equals_all_pairs():
   x = np.random.default_rng(5).normal(size=(20, 6)) + 1
   unit = x / np.linalg.norm(x, axis=1, keepdims=True)
   pairs = (unit @ unit.T)[~np.eye(20, dtype=bool)]
-  assert features.mean_cosine(x) == pytest.approx(pairs.mean(), abs=1e-12)
+  assert metrics.mean_cosine(x) == pytest.approx(pairs.mean(), abs=1e-12)

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from m2d_clap_jax.eval import plots
+from m2d_clap_jax.eval import class_plots, plots
 
 
 def curves(n=500):
@@ -47,7 +47,7 @@ def test_loss_curves_survive_nan_and_zero(tmp_path):
 
 def test_masked_patches_are_hidden_and_visible_ones_shown(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(plots, '_save', lambda fig, path: drawn.append(fig))
+  monkeypatch.setattr(plots, 'save', lambda fig, path: drawn.append(fig))
   grid, patch = (5, 13), (16, 16)
   logmel = np.random.default_rng(0).normal(size=(80, 211))
   mask = np.zeros(65)
@@ -75,10 +75,10 @@ def test_maps_grow_with_their_classes(tmp_path, classes):
   names = [f'instrument number {i}' for i in range(classes)]
   matrix = np.eye(classes, dtype=int) * 3
   matrix[-1] = 0  # a class without clips
-  plots.confusion_matrix(matrix, names, tmp_path / 'confusion.png', title='a title')
+  class_plots.confusion_matrix(matrix, names, tmp_path / 'confusion.png', title='a title')
   similarity = np.random.default_rng(0).normal(size=(classes, classes))
   similarity[-1] = np.nan
-  plots.similarity_map(similarity, names, names, tmp_path / 'similarity.png')
+  class_plots.similarity_map(similarity, names, names, tmp_path / 'similarity.png')
   for name in ('confusion', 'similarity'):
     height, width, _ = read(tmp_path / f'{name}.png').shape
     assert 400 < height < 5000 and 500 < width < 5000
@@ -87,19 +87,19 @@ def test_maps_grow_with_their_classes(tmp_path, classes):
 
 def test_many_clips_get_one_label_a_class(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(plots, '_save', lambda fig, path: drawn.append(fig))
+  monkeypatch.setattr(plots, 'save', lambda fig, path: drawn.append(fig))
   labels = [name for name in ('flute', 'harp', 'tuba') for _ in range(50)]
-  plots.similarity_map(np.zeros((150, 3)), labels, ['flute', 'harp', 'tuba'], tmp_path / 'x.png')
+  class_plots.similarity_map(np.zeros((150, 3)), labels, ['flute', 'harp', 'tuba'], tmp_path / 'x.png')
   assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ['flute', 'harp', 'tuba']
   with pytest.raises(ValueError, match='150 rows and 2 columns'):
-    plots.similarity_map(np.zeros((150, 3)), labels, ['a', 'b'], tmp_path / 'x.png')
+    class_plots.similarity_map(np.zeros((150, 3)), labels, ['a', 'b'], tmp_path / 'x.png')
 
 
 def test_hundreds_of_classes_still_fit_on_one_page(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(plots, '_save', lambda fig, path: drawn.append(fig))
+  monkeypatch.setattr(plots, 'save', lambda fig, path: drawn.append(fig))
   names = [f'class {i}' for i in range(527)]
-  plots.confusion_matrix(np.eye(527), names, tmp_path / 'x.png')
+  class_plots.confusion_matrix(np.eye(527), names, tmp_path / 'x.png')
   width, height = drawn[0].get_size_inches()
   labels = drawn[0].axes[0].get_xticklabels()
   assert max(width, height) < 36 and width / len(labels) > 0.15 and labels[1].get_text() == 'class 3'

@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,20 +19,13 @@ from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from tests.prepare_helpers import FakeEncoder, corpus, noise, write_manifest
+from tests import launched
+from tests.conftest import COMPILE_FAST
+from tests.prepare_helpers import noise, write_manifest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {'width': 32, 'depth': 1, 'heads': 2, 'predictor_width': 16, 'predictor_depth': 1, 'predictor_heads': 2,
         'input_size': (80, 32), 'text_width': 8}
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  """40 clips of 0.5 s with embeddings of width 8."""
-  folder = tmp_path_factory.mktemp('data')
-  manifest = corpus(folder / 'audio', 40, seconds=0.5)
-  prepare(manifest, folder / 'audio', folder / 'records', text_encoder=FakeEncoder(), workers=2)
-  return folder / 'records'
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +62,8 @@ def flags(config):
   return ['--config=configs/pretrain.py:small_2s', *options]
 
 
-def command(*options):
-  return [sys.executable, 'main.py', *options]
-
-
 # One device: processes that are started again and again need not pretend to be eight.
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': COMPILE_FAST}
 
 
 def losses(workdir):
@@ -113,7 +100,7 @@ def test_training_without_captions_and_by_pixels(data, tmp_path):
     assert 'loss_clap' not in losses(tmp_path / name)[2]
 
 
-def wait_for(process, reached, timeout=180):
+def wait_for(process, reached, timeout=600):
   deadline = time.monotonic() + timeout
   while process.poll() is None and not reached():
     assert time.monotonic() < deadline, 'the run does not get on'
@@ -123,8 +110,7 @@ def wait_for(process, reached, timeout=180):
 def test_killed_at_random_moments_and_during_a_save_a_run_continues_bit_for_bit(data, tmp_path):
   config = tiny_config(data, steps=60, log_every=7, save_every=5, statistics_every=20, evals_every=60)
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  subprocess.run(command(*flags(config), f'--workdir={whole}'), cwd=ROOT, env=ENVIRONMENT, check=True,
-                 capture_output=True)
+  launched.run(*flags(config), f'--workdir={whole}', env=ENVIRONMENT)
   draw = np.random.default_rng(0)
 
   def saving():
@@ -136,9 +122,7 @@ def test_killed_at_random_moments_and_during_a_save_a_run_continues_bit_for_bit(
   moments = [saving, lambda: reached_step(14), saving, lambda: reached_step(35)]
   kills = 0
   while True:
-    process = subprocess.Popen(command(*flags(config), f'--workdir={broken}'), cwd=ROOT, env=ENVIRONMENT,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE)
+    process = launched.Main(*flags(config), f'--workdir={broken}', env=ENVIRONMENT)
     if kills < len(moments):
       wait_for(process, moments[kills])
       time.sleep(draw.uniform(0, 0.05))
@@ -171,9 +155,24 @@ def one_line(result):
 ])
 def test_a_mistake_in_the_command_is_one_line_that_says_what_to_do(options, words, tmp_path):
   options = [option.replace('WORKDIR', str(tmp_path)) for option in options]
-  line = one_line(subprocess.run(command(*options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True))
+  line = one_line(launched.run(*options, env=ENVIRONMENT, check=False))
   for word in words:
     assert word in line
+
+
+@pytest.mark.parametrize('text, message', [
+    ('def get_config():\n  return no_such_name', "line 2: name 'no_such_name' is not defined"),
+    ('import no_such_module', "line 1: No module named 'no_such_module'"),
+    ('def get_config(:\n', 'line 1: invalid syntax'),
+    ('x = 1', "has no attribute 'get_config'"),
+    ('from configs import pretrain\ndef get_config():\n  config = pretrain.base()\n  config.batch_sise = 7\n  return config',
+     "config.batch_sise: unknown key; did you mean 'batch_size'? (FILE line 4)"),
+])
+def test_a_mistake_in_a_configuration_is_reported_with_the_line_of_the_users_file(text, message, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  line = one_line(launched.run(f'--config={file}', f'--workdir={tmp_path / "run"}', env=ENVIRONMENT, check=False))
+  assert str(file) in line and message.replace('FILE', str(file)) in line
 
 
 @pytest.mark.parametrize('changes,words', [
@@ -224,6 +223,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
   assert Checkpoints(tmp_path).latest() == 0
   state = ocp.StandardCheckpointer().restore(tmp_path / 'checkpoints' / '0' / 'state')
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_loss_that_is_no_number_is_found_before_statistics_and_evaluations_are_made_of_it(data, tmp_path):
+  config = tiny_config(data, steps=20, log_every=20, save_every=20, statistics_every=3, evals_every=20,
+                       **{'schedule.base_learning_rate': 1e30, 'schedule.warmup_steps': 0})
+  with pytest.raises(UserError, match=r'became (nan|inf).*learning rate in config.schedule'):
+    pretrain.run(config, tmp_path)
 
 
 def test_a_full_disk_during_a_save_is_one_line_and_the_last_checkpoint_stays(data, tmp_path, monkeypatch):

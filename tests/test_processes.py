@@ -1,19 +1,24 @@
 """Several processes, as on a pod: the same run as one process, whichever of them dies, however many come back."""
 import collections
+import json
+import pathlib
 import signal
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from m2d_clap_jax.data.batches import TrainingBatches
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
+from tests import launched, test_finetune
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, data, flags, losses, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
 # order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
@@ -28,13 +33,26 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start(config, workdir, count):
+def start(config, workdir, count, *more):
   """The run as `count` processes that find each other by hand (one: without that)."""
   address = f'--coordinator=localhost:{free_port()}'
   joined = [[address, f'--process={i}/{count}'] if count > 1 else [] for i in range(count)]
-  return [subprocess.Popen(command(*flags(config), f'--workdir={workdir}', *options), cwd=ROOT, env=ENV,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-          for options in joined]
+  file = pathlib.Path(f'{workdir}_config.py')
+  file.write_text(f'import json\nfrom ml_collections import ConfigDict\n'
+                  f'def get_config():\n  return ConfigDict(json.loads({config.to_json_best_effort()!r}))\n')
+  return [launched.Main(f'--config={file}', f'--workdir={workdir}', *options, *more, env=ENV) for options in joined]
+
+
+def run_together(code, *arguments):
+  """Runs Python code in two processes of two devices each, joined by JAX -> the lines that each prints."""
+  address = f'localhost:{free_port()}'
+  env = ENV | {'XLA_FLAGS': ENV['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2'}
+  join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
+  processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=launched.ROOT, env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+  printed = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], printed
+  return [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in printed]
 
 
 def finish(processes, expected=0):
@@ -58,7 +76,10 @@ def close(actual, expected):
 
 @pytest.fixture(scope='module')
 def config(data):  # noqa: F811
-  return tiny_config(data, steps=16, log_every=2, save_every=4, statistics_every=16, evals_every=16)
+  config = tiny_config(data, steps=16, log_every=2, save_every=4, statistics_every=16, evals_every=16)
+  config.evals = ConfigDict({'found': {'kind': 'retrieval', 'split': 'train'},
+                             'probe': {'kind': 'logistic', 'train_split': 'train', 'split': 'train'}})
+  return config
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +91,10 @@ def alone(config, tmp_path_factory):
 
 def test_two_processes_give_the_losses_of_one_and_only_the_first_writes(config, alone, tmp_path):
   errors = finish(start(config, tmp_path, 2))
+  assert {'features/effective_rank', 'found/text_to_audio/R@1', 'probe/accuracy'} <= set(alone[16])
   close(losses(tmp_path), alone)
   assert sum('done: 16 steps' in error for error in errors) == 1
+  assert (tmp_path / 'probe_confusion.png').exists()
   assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 1
 
 
@@ -98,13 +121,134 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(config, alone, tmp_path):
   close(losses(tmp_path), alone)
 
 
+@pytest.mark.parametrize('killed, kind', [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_when_one_of_two_is_gone_or_stopped_the_other_ends_within_the_timeout_and_says_so(killed, kind, config, tmp_path):
+  processes = start(config, tmp_path, 2, '--config.steps=100000', '--peer_timeout=5')
+  wait_for(processes[0], written(tmp_path, 8))
+  processes[killed].send_signal(kind)
+  other = processes[1 - killed]
+  try:
+    error = other.communicate(timeout=60)[1].decode()
+  finally:
+    for process in processes:
+      process.kill()
+    processes[killed].communicate()
+  if other.returncode == faults.EXIT_STALLED:  # a collective that both take part in noticed it first
+    assert 'error: another of the 2 processes is gone' in error and 'Traceback' not in error
+  else:
+    assert other.returncode == -signal.SIGABRT and 'another task died' in error, error
+
+
+def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_after_sigterm(tmp_path):
+  root = test_finetune.tones(tmp_path / 'tones', test_finetune.ROWS)
+  config = test_finetune.tiny_config(root, epochs=4, **{'data.cache': str(tmp_path / 'cache')})
+  finish(start(config, tmp_path / 'one', 1))
+  processes = start(config, tmp_path / 'two', 2)
+  wait_for(processes[0], written(tmp_path / 'two' / 'run0', 4))
+  processes[1].send_signal(signal.SIGTERM)
+  finish(processes, faults.EXIT_PREEMPTED)
+  finish(start(config, tmp_path / 'two', 2))
+  close(losses(tmp_path / 'two' / 'run0'), losses(tmp_path / 'one' / 'run0'))
+  one, two = (json.loads((tmp_path / name / 'run0' / 'result.json').read_text()) for name in ('one', 'two'))
+  assert one == two
+  for name in ('one', 'two'):
+    assert sorted(path.name for path in (tmp_path / name / 'run0').glob('best*')) == ['best']
+
+
+# A mesh that alternates between the processes: rows of a batch are not grouped by process.
+ENCODE = '''
+import functools, json, numpy as np
+from m2d_clap_jax import sharding
+from m2d_clap_jax.data.read import Folder
+from m2d_clap_jax.eval.encode import SplitEncoder
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.train.optim import make_optimizer
+from m2d_clap_jax.train.step import create_state
+from tests.test_pretrain import TINY
+
+model = M2DCLAP(**TINY)
+a, b, c, d = jax.devices()
+assert a.process_index == b.process_index != c.process_index
+mesh = sharding.make_mesh([a, c, b, d])
+create = functools.partial(create_state, 0, model=model, tx=make_optimizer(lambda step: 0.0))
+params = jax.jit(create, out_shardings=sharding.replicated(mesh))().params
+split = Folder(sys.argv[2]).split('train')
+read, count = split.read, []
+split.read = lambda numbers: (count.extend(numbers), read(numbers))[1]
+features, audio, clips = SplitEncoder(model, mesh, lambda word: None)(params, split)
+jax.config.update('jax_default_device', jax.local_devices()[0])
+params = jax.device_get(params)
+split = Folder(sys.argv[2]).split('train')
+logmels = np.stack([clip.logmel[:, :32] for clip in split.clips(range(40))])
+expected, _ = model.apply({'params': params}, logmels, method='clip_features')
+print(json.dumps({'read': sorted(count), 'keys': [clip.key for clip in clips],
+                  'all': [clip.key for clip in split.clips(range(40))],
+                  'error': float(np.abs(features - expected).max())}))
+'''
+
+
+def test_evaluations_read_each_clip_once_in_all_processes_and_keep_their_order_for_any_order_of_devices(data):  # noqa: F811
+  found = [json.loads(lines[-1]) for lines in run_together(ENCODE, data)]
+  for each in found:
+    assert each['keys'] == each['all'] and each['error'] < 1e-5
+  assert sorted(found[0]['read'] + found[1]['read']) == list(range(40))
+  assert len(found[0]['read']) == len(found[1]['read'])
+
+
+RESTORE = '''
+import pathlib
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from m2d_clap_jax import sharding
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, read_parameters
+from m2d_clap_jax.train.step import TrainState
+
+place = sharding.replicated(sharding.make_mesh())
+def state(step):
+  return jax.jit(lambda: TrainState(jnp.int32(step), {'a': jnp.full(8, float(step))}, {}, {}, jnp.zeros(2, jnp.uint32)),
+                 out_shardings=place)()
+saved = Checkpoints(sys.argv[2])
+for step in (1, 2):
+  saved.save(state(step), {'settings': {}})
+  saved.wait()
+shapes = jax.eval_shape(lambda: state(0))
+wanted = abstract(shapes, jax.tree.map(lambda _: place, shapes))
+real = ocp.StandardCheckpointHandler.restore
+
+def fail_once(error):
+  def restore(self, *args, **kwargs):
+    ocp.StandardCheckpointHandler.restore = real
+    raise error
+  if jax.process_index() == 1:
+    ocp.StandardCheckpointHandler.restore = restore
+
+def attempt():
+  try:
+    print('restored', int(saved.restore(wanted)[0].step))
+  except Exception as error:
+    print(type(error).__name__, error)
+
+fail_once(OSError(5, 'Input/output error'))
+attempt()
+fail_once(ValueError('DATA_LOSS: Error decoding b-tree node'))
+attempt()
+print('kept', *sorted(path.name for path in pathlib.Path(sys.argv[2], 'checkpoints').iterdir()))
+'''
+
+
+def test_processes_decide_together_whether_a_checkpoint_is_damaged(tmp_path):
+  first, second = run_together(RESTORE, tmp_path)
+  assert 'UserError' in first[0] and 'another process cannot read it' in first[0]
+  assert 'UserError' in second[0] and 'Input/output error' in second[0]
+  assert first[1:] == second[1:] == ['restored 1', 'kept 1']
+
+
 @pytest.mark.parametrize('options, words', [
     (['--process=0/2'], 'need both'), (['--coordinator=localhost:1', '--process=2/2'], 'need both'),
     (['--distributed'], 'tells of no pod or cluster')])
 def test_mistakes_in_joining_are_one_line(options, words, config, tmp_path):
   env = {key: value for key, value in ENV.items() if not key.startswith(('SLURM', 'OMPI', 'JOB_'))}
-  result = subprocess.run(command(*flags(config), f'--workdir={tmp_path}', *options), cwd=ROOT, env=env,
-                          capture_output=True, text=True)
+  result = launched.run(*flags(config), f'--workdir={tmp_path}', *options, env=env, check=False)
   assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr
 
 

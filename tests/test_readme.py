@@ -45,8 +45,6 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize('line', [line for line in LINES if line.startswith(tuple(f'm2d-clap {name} ' for name in HERE[1:]))])
 def test_a_command_of_the_readme_works_as_it_stands(here, line, monkeypatch):
-  if '--to pth' in line:
-    pytest.importorskip('torch')
   monkeypatch.chdir(here)
   assert run(*shlex.split(line)[1:]) == 0
 

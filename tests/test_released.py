@@ -3,6 +3,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 import m2d_clap_jax
 from m2d_clap_jax import weights
@@ -11,7 +12,6 @@ from tests import released_layouts
 from tests.released_layouts import RELEASED
 from tests.test_weights import same
 
-torch = pytest.importorskip('torch')
 DEPTH = 2  # blocks: two kinds of them are enough here, and twelve take a minute
 LEFT_OUT = {'complete': ('offline_predictor.* (2)',), 'encoder': (), 'runtime': ('to_spec.* (4)',),
             'finetuned': ('to_spec.* (4)', 'module.head.norm.num_batches_tracked')}

@@ -3,7 +3,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 
 import fsspec
 import jax
@@ -23,15 +22,15 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.train import finetune, pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.workdir import make_workdir
-from tests import test_finetune
+from tests import launched, test_finetune
 from tests.cloud_storage import Server
 from tests.command_helpers import run as command_line
 from tests.prepare_helpers import FakeEncoder, contents, corpus, noise
 from tests.test_api import tiny_weights
-from tests.test_pretrain import ENVIRONMENT, ROOT, command, flags, one_device, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, flags, one_device, tiny_config, wait_for  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -136,9 +135,7 @@ def test_killed_and_continued_in_a_bucket_a_run_is_that_of_a_disk(bucket, data, 
   options = dict(steps=32, log_every=4, save_every=8, statistics_every=16, evals_every=32)
   pretrain.run(tiny_config(data / 'records', **options), str(tmp_path / 'whole'))
   config, workdir = tiny_config(records, **options), f'{bucket}/run'
-  process = subprocess.Popen(command(*flags(config), f'--workdir={workdir}'), cwd=ROOT,
-                             env=os.environ | {'XLA_FLAGS': ENVIRONMENT['XLA_FLAGS']},
-                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  process = launched.Main(*flags(config), f'--workdir={workdir}', env=os.environ | {'XLA_FLAGS': ENVIRONMENT['XLA_FLAGS']})
   wait_for(process, lambda: paths.as_path(f'{workdir}/checkpoints/16/commit_success.txt').exists())
   process.send_signal(signal.SIGKILL)
   error = process.communicate()[1].decode()
@@ -245,7 +242,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
   saved.wait()
   for what in ('/refused/checkpoints/3/state', '/refused/checkpoints/3/state/manifest'):  # by gcsfs, by TensorStore
     monkeypatch.setattr(server.bucket, 'broken', what)
-    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: the store does not give it'):
+    with pytest.raises(UserError, match='gs://bucket/refused/checkpoints/3: cannot be read'):
       saved.restore(state)
   monkeypatch.setattr(server.bucket, 'broken', 'refused/checkpoints/4/state/d/')  # TensorStore's, once all has begun
   with pytest.raises(UserError, match='gs://bucket/refused/checkpoints: the checkpoint of .* could not be written'):

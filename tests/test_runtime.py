@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import m2d_clap_jax
 from m2d_clap_jax.models.posemb import sincos_2d
@@ -11,7 +12,6 @@ from m2d_clap_jax.text import flax_bert
 from tests import reference
 from tests.test_api import close
 
-torch = pytest.importorskip('torch')
 SECONDS = ('0.7', '10.0', '13.37')
 TEXT = 'text_encoder.text_encoder.'
 NAME_2025 = 'm2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025'

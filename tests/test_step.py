@@ -11,8 +11,7 @@ from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import draw_mask, pretrain_loss, pretrain_step
+from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from tests import reference
 
 TINY = {**reference.TINY, 'depth': 1, 'predictor_depth': 1, 'text_width': 32}
@@ -142,6 +141,20 @@ def test_contrastive_gradient_is_that_of_the_whole_batch_not_the_shrunk_one_of_g
     return loss(jax.lax.dynamic_update_slice(jax.lax.stop_gradient(audio), own, (2 * r, 0)))
   ranks = np.concatenate([jax.grad(rank)(audio[2 * r:2 * r + 2], r) for r in range(4)]) / 4
   np.testing.assert_allclose(whole, 4 * ranks, atol=1e-7)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_contrastive_products_are_of_highest_precision_in_the_program_of_the_step(dtype, devices):
+  model, state, batch, _ = setup(batch_size=24, dtype=dtype)
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  state, batch = jax.device_put(state, sharding.replicated(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
+  step = functools.partial(pretrain_step, model=model, tx=make_optimizer(SCHEDULE), ema_schedule=linear_ramp(0.9, 0.99, 10))
+  products = [line for line in jax.jit(step).lower(state, batch).as_text().splitlines()
+              if 'dot_general' in line and '24x24x' in line]  # 24 x 24 are the logits: nothing else has these sizes
+  assert len(products) == 3  # logits, and the gradients of both sides
+  for line in products:
+    assert 'precision = [HIGHEST, HIGHEST]' in line and 'bf16' not in line, line
 
 
 def test_accumulation_in_parts_changes_neither_losses_nor_gradients():

@@ -131,7 +131,7 @@ def test_released_shapes_are_recognised(tmp_path, folder, patch, columns, rate, 
     lambda t: {'model': {f'module.ar.runtime.backbone.{name}': value for name, value in t.items()}},
 ], ids=['model', 'bare', 'state_dict', 'backbone', 'runtime'])
 def test_pth_files_are_read_in_every_wrapping(tmp_path, wrap):
-  torch = pytest.importorskip('torch')
+  import torch
   tensors = complete('clap_tiny')
   path = tmp_path / FOLDER / 'checkpoint-300.pth'
   path.parent.mkdir()
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_something_else_says_so(tmp_path):
 
 
 def test_the_pth_that_is_written_loads_strictly_into_a_torch_module_of_the_public_names(tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
   loaded = weights.read(saved(tmp_path, complete('clap_tiny')), **TINY)
   path = public.save_pth(loaded, tmp_path / 'out', 300)
   assert path.parent.name.startswith('m2d_clap_vit_w96-80x96p16x16-') and path.name == 'checkpoint-300.pth'

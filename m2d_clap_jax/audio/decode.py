@@ -118,7 +118,7 @@ def _decode(file, sample_rate, max_seconds):
       seconds += len(block) / sound.rate
       # Added channel by channel: five times as fast as block.mean(1).
       mono = sum(block[:, c] for c in range(1, block.shape[1])) + block[:, 0]
-      mono = mono / block.shape[1]
+      mono /= block.shape[1]
       mono = resampler.resample_chunk(mono) if resampler else mono
       given += len(mono)
       yield mono

@@ -82,27 +82,27 @@ def _attention(pipeline, files, folder) -> list:
 
 def _classes(pipeline, sounds, folder) -> list:
   """How a model places the sounds of `sounds`/CLASS/."""
-  from m2d_clap_jax.eval import plots
-  from m2d_clap_jax.eval.figures import draw_classes
-  from m2d_clap_jax.eval.zeroshot import zeroshot
+  from m2d_clap_jax.eval import class_plots
+  from m2d_clap_jax.eval.class_plots import draw_classes
+  from m2d_clap_jax.eval.metrics import zeroshot
   features, audio, owners = _features(pipeline, sounds)
   classes = sorted(set(owners))
   labels = np.array([classes.index(owner) for owner in owners])
   title = os.path.basename(os.path.normpath(sounds))
-  written = [folder / 'embeddings.png'] if len(features) >= plots.FEWEST_EMBEDDINGS else []
-  plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  written = [folder / 'embeddings.png'] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
+  class_plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
   if audio is not None:
     text = pipeline.encode_labels(classes)
     found = zeroshot(audio, text, labels)
     title = f'{title}, zero-shot'
     draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
                  title=title)
-    plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
+    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
                          title=f'{title}: {100 * found["accuracy"]:.1f}%')
     written += [folder / name for name in ('similarity.png', 'confusion.png', 'classes.png')]
   if not written:
     raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '
-                    f'{plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')
+                    f'{class_plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')
   return written
 
 

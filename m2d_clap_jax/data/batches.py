@@ -1,4 +1,4 @@
-"""From a data folder to arrays: training batches by step number, and whole splits for evaluation."""
+"""From a data folder to arrays: training batches by step number."""
 import collections
 import os
 from collections.abc import Callable, Iterator
@@ -72,12 +72,3 @@ def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int
     finally:
       for future in waiting:
         future.cancel()
-
-
-def whole_split(split: Split, frames: int, batch_size: int,
-                limit: int | None = None) -> Iterator[tuple[np.ndarray, list[schema.Record]]]:
-  """Yields (log-mels [b, F, frames], clips) over the first `limit` clips as stored; each clip from its start."""
-  stop = split.num_clips if limit is None else min(limit, split.num_clips)
-  for start in range(0, stop, batch_size):
-    clips = split.clips(range(start, min(start + batch_size, stop)))
-    yield np.stack([crop(clip.logmel, frames, 0.0) for clip in clips]), clips

@@ -4,18 +4,25 @@ An evaluator is called with `encode(split) -> (features [n, f * D], audio embedd
 `project_text(embeddings [C, width]) -> [C, E]`, so that it knows neither models nor devices.
 """
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol, metrics, plots
-from m2d_clap_jax.eval.linear import logistic_probe
+from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, plots
+from m2d_clap_jax.eval.encode import SplitEncoder
 from m2d_clap_jax.eval.linear_protocol import Protocol
-from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.eval.logistic_probe import logistic_probe
+from m2d_clap_jax.eval.metrics import normalise, statistics, zeroshot
+from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.options import bind
+
+STATISTICS_CLIPS = 1024
 
 
 class Result(NamedTuple):
@@ -53,9 +60,9 @@ class ZeroShot:
     if self.multi_label:
       precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
       return Result({'mAP': float(precisions.mean()), 'chance': float(targets.mean())},
-                    {'classes': functools.partial(plots.class_bars, precisions, classes, label='AP')})
+                    {'classes': functools.partial(class_plots.class_bars, precisions, classes, label='AP')})
     result = zeroshot(audio, text, targets.argmax(axis=1))
-    similarity = functools.partial(plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
+    similarity = functools.partial(class_plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
     return Result({'accuracy': result['accuracy'], 'chance': result['chance']},
                   {**_confusion(result['confusion'], classes), 'similarity': similarity})
 
@@ -100,7 +107,7 @@ class Linear:
     matrix = metrics.confusion_matrix(targets[rows['test']].argmax(axis=1), outcomes[0].scores.argmax(axis=1),
                                       len(classes))
     return Result({'accuracy': mean, **scalars, 'chance': 1 / len(classes)},
-                  {'confusion': _titled(plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
+                  {'confusion': _titled(class_plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
 
 
 class LogisticProbe:
@@ -161,6 +168,51 @@ def make_evaluators(specs: dict[str, dict], default_folder: str) -> dict[str, Ca
   return evaluators
 
 
+class Evaluations:
+  """What is measured of a model in training: its methods are actions of `train.loop`.
+
+  Args:
+    split: the training clips.
+    evaluators: name -> evaluator.
+    watchdog: of `train.faults`; scores are computed unwatched, because they may take long and wait for nobody.
+  """
+
+  def __init__(self, model: M2DCLAP, mesh, split: Split, evaluators: dict[str, Callable], watchdog):
+    self._split, self._evaluators, self._watchdog = split, evaluators, watchdog
+    self._encode = SplitEncoder(model, mesh, watchdog.beat)
+    self._project_text = jax.jit(functools.partial(_project_text, model=model))
+
+  def statistics(self, step: int, state, log):
+    """Logs effective rank and the like of the features of the first training clips."""
+    features, _, _ = self._encode(state.params, self._split, STATISTICS_CLIPS)
+    log.write(step, {f'features/{name}': value for name, value in statistics(features).items()})
+    self._watchdog.beat(f'the statistics of step {step}')
+
+  def evaluate(self, step: int, state, log):
+    """Runs the evaluators; logs and prints their scores, draws their figures and the curves so far."""
+    def encode(split):
+      found = self._encode(state.params, split)
+      self._watchdog.rest()
+      return found
+    for name, evaluator in self._evaluators.items():
+      scalars, figures = evaluator(encode, functools.partial(self._project_text, state.params))
+      self._watchdog.beat(f'evaluation {name} of step {step}')
+      log.write(step, {f'{name}/{key}': value for key, value in scalars.items()})
+      shown = [f'{key} {value:.1f}' if key.endswith('rank') else f'{key} {100 * value:.1f}%'
+               for key, value in scalars.items()]
+      log.note(f'step {step}: {name} ' + ', '.join(shown))
+      if log.active:
+        paths.write_text(log.workdir / f'{name}.json', json.dumps({'step': step, **scalars}, indent=2))
+        for key, draw in figures.items():
+          draw(log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {shown[0]}')
+    if log.active and step:
+      plots.loss_curves(log.history(), log.workdir / 'curves.png')
+
+
+def _project_text(params, text, *, model):
+  return model.apply({'params': params}, text, method='project_text')
+
+
 def _targets(clips, classes, split: Split, multi_label: bool = False) -> tuple[list[str], np.ndarray]:
   """The class names, and for each clip which it has: float32 [n, C]."""
   if classes is None:
@@ -183,7 +235,7 @@ def _need_clap(audio, what: str):
 
 
 def _confusion(matrix, classes) -> dict[str, Callable]:
-  return {'confusion': functools.partial(plots.confusion_matrix, matrix, classes)}
+  return {'confusion': functools.partial(class_plots.confusion_matrix, matrix, classes)}
 
 
 def _titled(draw, *args, note: str):

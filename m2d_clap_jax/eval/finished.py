@@ -5,10 +5,10 @@ import numpy as np
 
 from m2d_clap_jax import api
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
-from m2d_clap_jax.eval.figures import draw_classes
+from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, report
+from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.eval.linear_protocol import Protocol
-from m2d_clap_jax.eval.zeroshot import normalise, zeroshot
+from m2d_clap_jax.eval.metrics import normalise, zeroshot
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.clips import Features, extract, missing_files, refuse_damaged, summary
@@ -102,7 +102,7 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protoc
       folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
       np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
       title=f'{opened.name}, linear, first run')
-  plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
+  class_plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
   return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
                                                           for fold, row in zip(folds, scores)],
@@ -126,7 +126,7 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
     return {'score': float(np.mean(list(per_class.values()))), 'chance': float(targets.mean()), 'per_class': per_class}
   result = zeroshot(audio, text, targets.argmax(axis=1))
   title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
-  plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
+  class_plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
   return {'score': result['accuracy'], 'chance': result['chance'], 'per_class': per_class}
 
 

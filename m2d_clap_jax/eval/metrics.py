@@ -1,4 +1,4 @@
-"""Accuracy, confusion, average precision and retrieval, over numpy arrays."""
+"""What models are scored by: accuracy, average precision, retrieval, zero-shot classification, health of features."""
 
 import numpy as np
 
@@ -85,3 +85,93 @@ def audio_text_retrieval(similarity, clip_of_text) -> dict:
   similarity, clip_of_text = np.asarray(similarity), np.asarray(clip_of_text)
   relevant = clip_of_text[None, :] == np.arange(len(similarity))[:, None]
   return {'audio_to_text': retrieval(similarity, relevant), 'text_to_audio': retrieval(similarity.T, relevant.T)}
+
+
+def zeroshot(audio_embeddings, text_embeddings, labels) -> dict:
+  """Classifies clips by cosine similarity to one embedded caption for each class.
+
+  Args:
+    audio_embeddings: [n, E]. Any scale: both sides are normalised here.
+    text_embeddings: [C, E].
+    labels: [n] int, the true classes.
+
+  Returns:
+    accuracy and chance (1 / C) in 0..1; per_class [C] (NaN where a class has no clips); predictions [n];
+    confusion [C, C] counts, true classes in rows; similarity [n, C] cosines; class_similarity [C, C], their mean over
+    the clips of each true class.
+
+  Raises:
+    ValueError: shapes that don't fit, a label outside 0..C-1, or embeddings that are not finite.
+  """
+  audio, text, labels = normalise(audio_embeddings), normalise(text_embeddings), np.asarray(labels)
+  if labels.shape != (len(audio),) or not len(labels) or labels.min() < 0 or labels.max() >= len(text):
+    raise ValueError(f'labels {labels.shape} must name one of the {len(text)} classes for each of {len(audio)} clips')
+  similarity = audio @ text.T  # n C
+  predictions = similarity.argmax(axis=1)
+  confusion = confusion_matrix(labels, predictions, len(text))
+  return {
+    'accuracy': accuracy(predictions, labels),
+    'chance': 1 / len(text),
+    'per_class': per_class_accuracy(confusion),
+    'predictions': predictions,
+    'confusion': confusion,
+    'similarity': similarity,
+    'class_similarity': _class_means(similarity, labels, len(text)),
+  }
+
+
+def normalise(x) -> np.ndarray:
+  """[n, E] rows to unit length; a row of zeros stays zero."""
+  x = np.asarray(x, np.float64)
+  if x.ndim != 2 or not np.isfinite(x).all():
+    bad = np.sum(~np.isfinite(x))
+    raise ValueError(f'embeddings must be a finite [n, E] array; got shape {x.shape} with {bad} bad values')
+  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _class_means(similarity, labels, num_classes):
+  means = np.full((num_classes, similarity.shape[1]), np.nan)
+  for c in np.unique(labels):
+    means[c] = similarity[labels == c].mean(axis=0)
+  return means
+
+
+def effective_rank(features, eps: float = 1e-7) -> float:
+  """RankMe (Garrido et al., 2023, equation 1): exp of the entropy of the normalised singular values.
+
+  Between 1 (all features on one line) and min(n, D) (all directions alike). As there, the features are not centred.
+
+  Args:
+    features: [n, D]; a few thousand rows, and more rows than D, give a stable figure.
+  """
+  values = np.linalg.svd(_checked(features), compute_uv=False)
+  p = values / max(values.sum(), np.finfo(np.float64).tiny) + eps
+  return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def std(features) -> float:
+  """Standard deviation of each dimension over the clips, averaged over the dimensions: 0 when collapsed."""
+  return float(_checked(features).std(axis=0).mean())
+
+
+def mean_cosine(features) -> float:
+  """Mean cosine similarity of all pairs of different rows: 1 when collapsed."""
+  x = _checked(features)
+  if len(x) < 2:
+    raise ValueError('the cosine of pairs needs at least two rows')
+  unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  # The sum over all pairs is |sum of unit rows|^2, of which the rows with themselves are the squared norms.
+  return float((np.sum(unit.sum(axis=0) ** 2) - np.sum(unit ** 2)) / (len(x) * (len(x) - 1)))
+
+
+def statistics(features) -> dict:
+  """[n, D] -> {'effective_rank', 'std', 'cosine'}; a single clip has no pairs, so no cosine."""
+  found = {'effective_rank': effective_rank(features), 'std': std(features)}
+  return found | ({'cosine': mean_cosine(features)} if len(features) > 1 else {})
+
+
+def _checked(features):
+  x = np.asarray(features, np.float64)
+  if x.ndim != 2 or not x.size or not np.isfinite(x).all():
+    raise ValueError(f'features must be a finite, non-empty [n, D] array; got shape {x.shape}')
+  return x

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from m2d_clap_jax.models.vit import Dtype, Linear, Transformer
 
 
-class Mlp(nn.Module):
+class ProjectionMlp(nn.Module):
   """Linear, ReLU, linear: [B, D] -> [B, E] with E = `width` (M2D-CLAP 2024's audio projector, section 2.2)."""
   width: int
   dtype: Dtype = jnp.float32

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.models import masking
-from m2d_clap_jax.models.heads import Mlp, SemanticProjector, masked_mean
+from m2d_clap_jax.models.heads import ProjectionMlp, SemanticProjector, masked_mean
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.models.vit import Dtype, Linear, Transformer, patchify
 
@@ -128,10 +128,10 @@ class M2DCLAP(nn.Module):
         scan=self.scan)
     if self.text_width is not None:
       self.audio_proj = (
-          Mlp(self.width, self.dtype) if self.audio_projector == 'mlp' else
+          ProjectionMlp(self.width, self.dtype) if self.audio_projector == 'mlp' else
           SemanticProjector(self.width, self.semantic_depth, self.semantic_mlp_ratio, self.dtype))
       if self.text_projection != 'identity':
-        self.text_proj = {'linear': Linear, 'mlp': Mlp}[self.text_projection](self.width, dtype=self.dtype)
+        self.text_proj = {'linear': Linear, 'mlp': ProjectionMlp}[self.text_projection](self.width, dtype=self.dtype)
       self.logit_scale = self.param('logit_scale', nn.initializers.constant(LOGIT_SCALE_INIT), ())
 
   def embed(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array]:

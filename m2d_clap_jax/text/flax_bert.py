@@ -12,7 +12,7 @@ import numpy as np
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.quiet import quiet
+from m2d_clap_jax.progress import quiet
 
 # Only what is read here: repositories also hold the weights for torch, ONNX and OpenVINO.
 _FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.json', 'tokenizer_config.json',

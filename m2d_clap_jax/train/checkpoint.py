@@ -1,21 +1,31 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
+import functools
 import json
+import re
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
-from m2d_clap_jax.quiet import quiet
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.progress import quiet
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
-TENSORSTORE_REFUSALS = ('PERMISSION_DENIED', 'UNAUTHENTICATED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED')
+# TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.
+UNDECODABLE = re.compile(r'^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND): |^FAILED_PRECONDITION: .*(ZSTD_|Invalid JSON)', re.DOTALL)
+GOOD, BROKEN, UNREADABLE = range(3)  # verdicts on a checkpoint; the worst of all processes' counts
+
+
+class DamagedError(Exception):
+  """A checkpoint of which data are missing or cannot be decoded."""
 
 
 class Checkpoints:
@@ -40,7 +50,7 @@ class Checkpoints:
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, meta: dict):
+  def save(self, state: Any, meta: dict):
     """Saves in the background; `meta` is JSON data. UserError when the disk refuses this or the previous save."""
     step = int(state.step)
     try:
@@ -49,45 +59,38 @@ class Checkpoints:
     except self._refusals as error:
       raise self._failed(step, error) from error
 
-  def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict]:
+  def restore(self, abstract_state: Any) -> tuple[Any, dict]:
     """Restores the newest usable checkpoint onto the shardings of `abstract_state` -> (state, its JSON data).
 
-    One that is damaged is put aside, saying so, and the one before is taken.
+    One that is damaged is put aside with a note, and the one before is taken, in all processes of the run.
 
     Raises:
-      UserError: the checkpoint's arrays are not those of the configuration, or all checkpoints are damaged.
+      UserError: the checkpoint's arrays are not those of the configuration, it cannot be read for another reason than
+        damage (memory, storage, network), or all checkpoints are damaged.
     """
     while (step := self.latest()) is not None:
       try:
-        item = self._manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()))
-        return item['state'], item['meta']
-      except Exception as error:  # every layer below raises its own kinds for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        if is_remote(self.folder) and _is_refusal(error):
-          raise UserError(f'{self.folder / str(step)}: the store does not give it ({reason}): check the network and your '
-                          'rights, and give the same command again') from error
-        if self._differs(step, abstract_state):
-          raise UserError(f'{self.folder / str(step)} does not fit this configuration ({reason}): continue with the '
-                          'configuration that it was made with, or use another --workdir') from error
-        self._put_aside(step, reason)
+        return _read_together(lambda step=step: self._read(step, abstract_state), self.folder / str(step))
+      except DamagedError as error:
+        self._put_aside(step, error)
     raise UserError(f'{self.folder}: every checkpoint is damaged (they are in {self.folder.parent / DAMAGED}); start '
                     'again with another --workdir')
 
-  def _differs(self, step: int, abstract_state: TrainState) -> bool:
-    """Whether a checkpoint's arrays have other names or shapes than wanted; False where it does not even tell them."""
-    try:
-      with quiet('absl'), ocp.PyTreeCheckpointer() as checkpointer:
-        found = checkpointer.metadata(self.folder / str(step) / 'state').item_metadata.tree
-    except Exception:  # as in `restore`
-      return False
+  def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
+    # By orbax's handlers, because its managers wait for all processes, which one that has failed never joins.
+    place = self.folder / str(step)
+    _check_complete(place)
+    with quiet('absl'):
+      found, wanted = _shapes(_stored_arrays(place)), _shapes(abstract_state)
+    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if wrong:
+      raise UserError(f'{place} does not fit this configuration ({len(wrong)} arrays differ, such as {wrong[0]}: '
+                      f'{found.get(wrong[0])} where {wanted.get(wrong[0])} is expected): continue with the configuration '
+                      'that it was made with, or use another --workdir')
+    state = ocp.StandardCheckpointHandler().restore(place / 'state', args=ocp.args.StandardRestore(abstract_state))
+    return state, _read_meta(place)
 
-    def shapes(tree):
-      return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-              for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return shapes(found) != shapes(abstract_state)
-
-  def _put_aside(self, step: int, reason: str):
+  def _put_aside(self, step: int, reason: Exception):
     if jax.process_index() == 0:
       place = self.folder.parent / DAMAGED
       make_folder(place)
@@ -122,10 +125,65 @@ def _folder(workdir):
   return as_path(workdir) / 'checkpoints'
 
 
-def _is_refusal(error: Exception) -> bool:
-  """Whether a store failed, rather than held something damaged."""
-  return (isinstance(error, OSError) and not isinstance(error, FileNotFoundError) or type(error).__name__ == 'HttpError'
-          or any(code in str(error) for code in TENSORSTORE_REFUSALS))
+def _check_complete(place: epath.Path):
+  """FileNotFoundError where a part of a checkpoint is gone; its name means that it was complete."""
+  for name in ('state/_METADATA', 'meta/metadata'):
+    if not (place / name).exists():
+      raise FileNotFoundError(f'{place / name} is missing')
+
+
+def _stored_arrays(place: epath.Path):
+  """The tree of a checkpoint's arrays, described by shape and type."""
+  return ocp.PyTreeCheckpointHandler().metadata(place / 'state').tree
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _read_meta(place: epath.Path) -> dict:
+  return ocp.JsonCheckpointHandler().restore(place / 'meta', args=ocp.args.JsonRestore())
+
+
+def _read_together(read: Callable[[], Any], place: epath.Path):
+  """`read()`, after all processes of the run have agreed that the checkpoint at `place` can be read.
+
+  Raises:
+    DamagedError: in every process, where one of them finds data that cannot be decoded and none fails otherwise.
+    UserError: in every process, where one of them fails for any other reason.
+  """
+  result = error = None
+  try:
+    result = read()
+  except Exception as caught:  # every layer below raises its own kinds
+    error = caught
+  verdict = GOOD if error is None else BROKEN if is_damage(error) else UNREADABLE
+  if jax.process_count() > 1:
+    verdict = int(multihost_utils.process_allgather(np.int32(verdict)).max())
+  if verdict == GOOD:
+    return result
+  if isinstance(error, UserError):
+    raise error
+  reason = 'another process cannot read it and says why' if error is None else _first_line(error)
+  if verdict == BROKEN:
+    raise DamagedError(reason) from error
+  raise UserError(f'{place}: cannot be read ({reason}): nothing was changed; when memory, storage, network and '
+                  'permissions allow it, the same command continues') from error
+
+
+def is_damage(error: BaseException | None) -> bool:
+  """Whether reading failed because data are missing or cannot be decoded; memory, storage and network are no damage."""
+  while error is not None:  # orbax wraps what TensorStore raises
+    if isinstance(error, (json.JSONDecodeError, FileNotFoundError)) or UNDECODABLE.search(str(error)):
+      return True
+    error = error.__cause__
+  return False
+
+
+def _first_line(error: BaseException) -> str:
+  cause = error.__cause__ or error
+  return (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
 
 
 def abstract(shapes, shardings):
@@ -133,8 +191,8 @@ def abstract(shapes, shardings):
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def tell_changes(before: dict, now: dict):
-  """Tells which settings a run was begun with differ from those that it goes on with; both are JSON data, or tuples."""
+def report_changes(before: dict, now: dict):
+  """Prints which settings a run was begun with differ from those that it continues with; both are JSON data, or tuples."""
   before, now = json.loads(json.dumps([before, now]))
   for key in sorted(set(before) | set(now)):
     if before.get(key) != now.get(key) and jax.process_index() == 0:
@@ -145,31 +203,31 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
   """The newest usable checkpoint's step, parameters, target parameters (numpy arrays) and JSON data.
 
   The optimizer stays unread, and nothing in the workdir is touched: a run may be going on there. A checkpoint that is
-  damaged is told, and the one before is taken.
+  damaged is reported, and the one before is taken, in all processes.
 
   Raises:
-    UserError: there is no complete checkpoint, or all are damaged.
+    UserError: there is no complete checkpoint, all are damaged, or one cannot be read for another reason than damage.
   """
   folder = _folder(workdir)
-  with quiet('absl'), ocp.CheckpointManager(  # orbax tells what read-only means, each time
-      folder, options=ocp.CheckpointManagerOptions(read_only=True),
-      item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'meta': ocp.JsonCheckpointHandler()}) as manager:
-    steps = sorted(manager.all_steps(), reverse=True)
+  with quiet('absl'):  # orbax tells what read-only means, each time
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+      steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
+      place = folder / str(step)
       try:
-        return step, *_read_step(manager, step)
-      except Exception as error:  # as in `Checkpoints.restore`
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        print(f'note: {folder / str(step)} is damaged ({reason})', file=sys.stderr)
+        return step, *_read_together(functools.partial(_read_parameters, place), place)
+      except DamagedError as error:
+        print(f'note: {place} is damaged ({error})', file=sys.stderr)
   if not steps:
     raise UserError(f'{folder}: holds no complete checkpoint; let the run reach its first save')
   raise UserError(f'{folder}: none of its {len(steps)} checkpoints can be read; use another run, or start this one again')
 
 
-def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[dict, dict, dict]:
-  shapes = manager.item_metadata(step)['state'].tree
-  wanted = {key: shapes[key] for key in ('params', 'target_params') if shapes.get(key)}
+def _read_parameters(place: epath.Path) -> tuple[dict, dict, dict]:
+  _check_complete(place)
+  arrays = _stored_arrays(place)
+  wanted = {key: arrays[key] for key in ('params', 'target_params') if arrays.get(key)}
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-  item = manager.restore(step, args=ocp.args.Composite(
-      state=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True), meta=ocp.args.JsonRestore()))
-  return item['state']['params'], item['state'].get('target_params', {}), item['meta']
+  state = ocp.PyTreeCheckpointHandler().restore(place / 'state', args=ocp.args.PyTreeRestore(
+      wanted, restore_args=as_numpy, partial_restore=True))
+  return state['params'], state.get('target_params', {}), _read_meta(place)

@@ -1,45 +1,47 @@
 """The fine-tuning driver: from a configuration and a task to trained classifiers and their scores."""
-import math
-import os
-import sys
-from typing import NamedTuple
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.experimental import multihost_utils
 
-from m2d_clap_jax import sharding
-from m2d_clap_jax.audio import LogMel, decode
+from m2d_clap_jax import paths, sharding
+from m2d_clap_jax.data.sampling import Epochs, rarity, validation_crops
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import report
-from m2d_clap_jax.eval.linear_protocol import mean_and_interval
-from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.classifier import Classifier, position_table
+from m2d_clap_jax.eval import linear_protocol, plots, report
+from m2d_clap_jax.eval.class_plots import draw_classes
+from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.paths import is_remote, stamps
-from m2d_clap_jax.progress import Progress
-from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged
-from m2d_clap_jax.tasks.decoded import SCALE, Waves
-from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
-from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
+from m2d_clap_jax.train import faults
+from m2d_clap_jax.train.augment import patchout_counts
+from m2d_clap_jax.train.best import BestClassifier
+from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.finetune_step import (
+  Augmentation,
+  FinetuneState,
+  Inputs,
+  create_state,
+  finetune_step,
+  freezing,
+)
+from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.pretrain import check_model
-from m2d_clap_jax.train.trial import Trial
+from m2d_clap_jax.train.schedule import Schedule, cosine_behind_warmup
+from m2d_clap_jax.train.scoring import Scorer
+from m2d_clap_jax.train.start import merge
+from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
 from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights.run import classifier_variables, classifier_weights
 from m2d_clap_jax.workdir import make_workdir
 
 HEADS = 'random', 'linear'
 LAST_PATCH = 'drop', 'pad'
-LONGEST = 300.0  # seconds kept of a recording: more than any of the paper's tasks has, and no day-long one fills the disk
-MEASURED = 1000  # clips that the statistics of the log-mels are taken from
-
-
-class Data(NamedTuple):
-  """task: of the clips that can be read; waves: of all; places: {file: number in waves}; rejected: {file: reason}."""
-  task: Task
-  waves: Waves
-  places: dict[str, int]
-  rejected: dict[str, str]
+RESULT = 'result.json'
+UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'runs')
 
 
 def run(config, workdir: str):
@@ -64,28 +66,31 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
     raise UserError(f'config.last_patch={last_patch!r}: unknown; known: {", ".join(LAST_PATCH)}')
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
-  workdir = make_workdir(workdir)
-  weights = read(init) if init else None
-  found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights'))(workdir, task, weights)
-  opened = found.task
-  augment = make_augmentation(augmentation)
-  inputs, classifier, table = make_classifier(model, found, rate, weights, augment, last_patch)
-  devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
-  sharding.check_batch(batch_size, devices)
-  trial = Trial(task=opened, waves=found.waves, places=found.places, inputs=inputs, classifier=classifier, table=table,
-                mesh=devices, weights=weights, settings=settings, make_optimizer=optimizer_of(optim),
-                augmentation=augment)
-  note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
-       f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
-       f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts at random'))
-  rows = []
-  for number in range(runs):
-    for fold in opened.folds or (None,):
-      name = f'run{number}' + ('' if fold is None else f'_fold{fold}')
-      rows.append({'run': number, 'fold': fold, **trial.run(workdir / name, seed + number, fold)})
-      note(f'{task}, {name}: {opened.metric} {100 * rows[-1]["score"]:.2f}%, of epoch {rows[-1]["epoch"]}')
+  with faults.guards(stall_seconds) as guards:
+    workdir = make_workdir(workdir)
+    weights = read(init) if init else None
+    guards.watchdog.beat('opening the workdir')
+    found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights', 'beat'))(
+        workdir, task, weights, beat=guards.watchdog.beat)
+    opened = found.task
+    augment = make_augmentation(augmentation)
+    inputs, classifier, table = make_classifier(model, found, rate, weights, augment, last_patch)
+    devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
+    sharding.check_batch(batch_size, devices)
+    tuning = FineTuning(data=found, inputs=inputs, classifier=classifier, table=table, mesh=devices, weights=weights,
+                        settings=settings, make_optimizer=optimizer_of(optim), augmentation=augment, guards=guards,
+                        scorer=Scorer(classifier, found, inputs, devices, guards.watchdog.beat))
+    note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
+         f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
+         f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts at random'))
+    rows = []
+    for number in range(runs):
+      for fold in opened.folds or (None,):
+        name = f'run{number}' + ('' if fold is None else f'_fold{fold}')
+        rows.append({'run': number, 'fold': fold, **tuning.run(workdir / name, seed + number, fold)})
+        note(f'{task}, {name}: {opened.metric} {100 * rows[-1]["score"]:.2f}%, of epoch {rows[-1]["epoch"]}')
   scores = [np.mean([row['score'] for row in rows if row['run'] == number]) for number in range(runs)]
-  mean, interval = mean_and_interval(scores)
+  mean, interval = linear_protocol.mean_and_interval(scores)
   if jax.process_index() == 0:
     report.write(workdir, {
         'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval, 'trials': rows,
@@ -93,106 +98,6 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
                                         'fingerprint': weights.fingerprint if weights else 'at random'},
         'clips': {'used': len(opened.clips), 'rejected': found.rejected}})
     print((workdir / report.TABLE).read_text())
-
-
-def note(text: str):
-  if jax.process_index() == 0:
-    print(text, file=sys.stderr, flush=True)
-
-
-def open_data(workdir, task: str, weights: Weights | None, *, root: str, csv: str | None = None,
-              seconds: float | None = None, damaged: str = 'fail', cache: str = '', sample_rate: int = 16000):
-  """Opens the task and decodes its recordings -> (Data, rate in Hz).
-
-  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Test clips
-  are cut to the task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST.
-  """
-  opened = open_task(task, root, csv or None, seconds=seconds)
-  check_classes(opened)
-  refuse_damaged(opened, missing_files(opened), workdir, damaged)
-  rate = weights.sample_rate if weights else sample_rate
-  LogMel.for_rate(rate)  # refuses others
-
-  def load(i: int) -> np.ndarray:
-    return decode.load(opened.path(opened.clips[i]), rate, kept[i])[0]
-  kept = [opened.seconds if clip.split == 'test' else max(opened.seconds, LONGEST) for clip in opened.clips]
-  progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
-  names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
-  waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                tell=note, note=progress or (lambda done, total: None), part=(jax.process_index(), jax.process_count()))
-  if progress:
-    progress.close()
-  rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
-  places = {clip.file: i for i, clip in enumerate(opened.clips) if i not in waves.rejected}
-  if not places:
-    raise UserError(f'{root}: none of the {len(rejected)} clips of {task} can be read, the first because '
-                    f'{next(iter(rejected.values()))}')
-  refuse_damaged(opened, rejected, workdir, damaged)
-  used = opened.restrict(set(places))
-  notice = check_classes(used)  # again: what is left of the clips may lack a class
-  if notice:
-    note(notice)
-  return Data(used, waves, places, rejected), rate
-
-
-def _cache(workdir) -> str:
-  """Where decoded recordings are kept unless told: with the run, or in the home folder if that is in a store."""
-  return os.path.expanduser('~/.cache/m2d_clap_jax/waves') if is_remote(workdir) else os.path.join(workdir, 'waves')
-
-
-def _identities(task: Task) -> list[str]:
-  """Which files these are and in what state: another one under the same name must not be taken from the cache."""
-  about = stamps(task.root, [clip.file for clip in task.clips])
-
-  def whole(clip):
-    path = task.path(clip)
-    return path if is_remote(path) else os.path.abspath(path)
-  return [' '.join(map(str, (whole(clip), *about.get(clip.file, ())))) for clip in task.clips]
-
-
-def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
-                    last_patch: str):
-  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
-  of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
-  bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
-  if weights:
-    how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
-    network = bind(M2DCLAP, weights.model | how, 'config.model')()
-  else:
-    network = bound()
-  check_model(network)
-  logmel = LogMel.for_rate(rate)
-  stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))
-  inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size, last_patch,
-                  zero_padded=augment.mixup_on == 'logmel')
-  size, (rows, columns) = inputs.size(data.waves.samples), inputs.grid(data.waves.samples)
-  if not columns:
-    raise UserError(f"config.last_patch='drop': clips of {data.task.seconds} s have {size[1]} frames, less than a patch of "
-                    f"{network.patch_size[1]}: take 'pad'")
-  if not weights:
-    network = network.clone(input_size=size)
-  if network.grid[0] != rows:
-    raise UserError(f'config.init: the model has {network.input_size[0]} mel bins where log-mels have {logmel.n_mels}')
-  table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
-  network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
-  return inputs, Classifier(network, len(data.task.classes), flat=augment.patchout > 0), table
-
-
-def count_parameters(classifier: Classifier) -> int:
-  shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
-
-
-def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
-  """Mean and standard deviation of the log-mels of some training clips, of all folds where there are folds."""
-  train = [data.places[clip.file] for clip in data.task.clips if clip.split in ('train', '')]
-  chosen = train[::max(1, len(train) // MEASURED)][:MEASURED]
-  sums = np.zeros(3)
-  for i in chosen:
-    values = logmel.numpy(data.waves.crops([i], [0.0])[0].astype(np.float32) / SCALE).astype(np.float64)
-    sums += values.size, values.sum(), np.square(values).sum()
-  mean = sums[1] / sums[0]
-  return float(mean), math.sqrt(max(sums[2] / sums[0] - mean ** 2, 1e-12))
 
 
 def optimizer_of(options: dict):
@@ -213,3 +118,184 @@ def make_augmentation(options: dict) -> Augmentation:
   if not 0 <= made.patchout < 1:
     raise UserError(f'config.augmentation.patchout={made.patchout}: is a share, from 0 to below 1')
   return made
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+  """What all runs and folds have in common; `run` does one of them.
+
+  table: position table [1, 1 + N, D]; settings: the whole configuration.
+  """
+  data: Data
+  inputs: Inputs
+  classifier: Classifier
+  table: np.ndarray
+  mesh: jax.sharding.Mesh
+  weights: Weights | None
+  settings: dict
+  make_optimizer: Callable[[Schedule], optax.GradientTransformation]
+  augmentation: Augmentation
+  scorer: Scorer
+  guards: faults.Guards
+
+  def run(self, folder, seed: int, fold) -> dict:
+    """Trains in `folder`, or continues there -> {'score', 'epoch', 'seed', 'best_SPLIT'}; at once where it is finished.
+
+    The score is the test score of the epoch that is best on the valid split; without one, the best epoch's on test, as
+    EVAR reports. That epoch's classifier is left in FOLDER/best as a portable folder.
+    """
+    made_with, task = self._made_with(), self.data.task
+    if (folder / RESULT).exists():
+      return _finished(folder, made_with)
+    paths.make_folder(folder)
+    splits = task.splits(fold)
+    where = 'valid' if splits['valid'] else 'test'
+    for name in ('train', where):
+      if not splits[name]:
+        raise UserError(f'{task.name}: no clips in split {name!r}{"" if fold is None else f" of fold {fold}"}')
+    best = self._train(folder, seed, splits, where)
+    self._together(f'{folder} is trained')  # the first process has written what all read
+    variables = jax.device_put(classifier_variables(read(best.place)), sharding.replicated(self.mesh))
+    targets, logits = self.scorer(variables, splits['test'] or splits['valid'])
+    self._together(f'{folder} is read')
+    result = {'score': self.scorer.metric_of(targets, logits), 'epoch': best.found['epoch'], 'seed': seed,
+              f'best_{where}': best.found['score']}
+    if jax.process_index() == 0:
+      draw_classes(folder, task.classes, targets, logits, multi_label=task.metric == 'mAP',
+                   title=f'{task.name}, fine-tuned')
+      best.finish()
+      paths.write_text(folder / RESULT, json.dumps(result | {'made_with': made_with}, indent=2) + '\n')
+    return result
+
+  def _made_with(self) -> dict:
+    """What a result depends on: settings, but for those of speed and logging, and the weights that it starts from."""
+    kept = {key: value for key, value in self.settings.items() if key not in UNIMPORTANT}
+    kept['data'] = {key: value for key, value in kept['data'].items() if key != 'cache'}
+    return json.loads(json.dumps(kept | {'weights': self.weights and self.weights.fingerprint}))
+
+  def _train(self, folder, seed: int, splits: dict, where: str) -> BestClassifier:
+    settings, writes = self.settings, jax.process_index() == 0
+    clips, targets = self.data.numbers(splits['train']), self.data.task.targets(splits['train']).astype(bool)
+    epochs = bind(_epochs, settings['sampling'], 'config.sampling', given=('targets', 'batch_size', 'seed'))(
+        targets, settings['batch_size'], seed)
+    total = settings['epochs'] * epochs.steps
+    rate = bind(_schedule, settings['schedule'], 'config.schedule', given=('epoch', 'total'))(epochs.steps, total)
+    tx = self.make_optimizer(rate)
+    if settings['freeze_patch_embed']:
+      tx = freezing(tx, 'patch_embed')
+    saved = bind(Checkpoints, settings['checkpoints'], 'config.checkpoints', given=('workdir',))(folder)
+    create = functools.partial(create_state, seed, model=self.classifier, tx=tx,
+                               shape=self.classifier.pretrained.input_size)
+    state, meta = create_or_restore(saved, create, self.mesh, settings)
+    if not meta:
+      state = self._with_weights(state, splits, seed)
+    best, step, tables = BestClassifier(folder, meta.get('best'), writes), self._step(tx, state), self._tables()
+
+    def update(state, arrays, number: int):
+      return step(state, arrays, tables, drop=self._drop(epochs.patchout(number)))
+
+    def batch(number: int) -> dict:
+      rows, draws = sharding.own_part(epochs.clips(number)), sharding.own_part(epochs.crops(number))
+      return {'waves': self.data.waves.crops(clips[rows], draws), 'lengths': self.data.lengths(clips[rows]),
+              'targets': targets[rows].astype(np.float32)}
+
+    def evaluate(number: int, state, log):
+      self._evaluate(best, state, log, splits[where], where, number // epochs.steps, number, seed)
+    train(state, update, batch, workdir=folder, saved=saved, guards=self.guards, mesh=self.mesh, total=total,
+          batch_size=settings['batch_size'], learning_rate=rate, log_every=settings['log_every'],
+          save_every=settings['save_every'] * epochs.steps, rows=meta.get('window', ()),
+          actions=[Every(settings['evals_every'] * epochs.steps, evaluate)],
+          metadata=lambda: {'settings': settings, 'best': best.for_checkpoint()})
+    return best
+
+  def _evaluate(self, best: BestClassifier, state, log, clips, where: str, epoch: int, step: int, seed: int):
+    """Scores the state and offers it as the best."""
+    draws = validation_crops(len(clips), seed, epoch) if where == 'valid' else None
+    found = self.scorer.metric((state.params, state.stats, self._tables()), clips, draws)
+    metric = self.data.task.metric
+    log.write(step, {f'{where}/{metric}': found})
+
+    def make() -> Weights:
+      whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))((state.params, state.stats))
+      return classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
+                                sample_rate=self.inputs.logmel.sample_rate, classes=self.data.task.classes,
+                                source=str(log.workdir), step=step)
+    best.offer(found, epoch, make)
+    log.note(f'epoch {epoch}: {where} {metric} {100 * found:.2f}%, best {100 * best.found["score"]:.2f}% '
+             f'(epoch {best.found["epoch"]})')
+    if log.active:
+      plots.loss_curves(log.history(), log.workdir / 'curves.png')
+
+  def _drop(self, u: float) -> tuple[int, int]:
+    """How many rows and columns structured patchout leaves out in a step.
+
+    They are static arguments, so that each pair (four of 5 x 62 patches) is compiled once, when it first comes. Padding
+    to the longest with a mask would be one program that always computes its 172 patches, where the mean is 159: 8% more.
+    """
+    ratio = self.augmentation.patchout
+    return patchout_counts(self.inputs.grid(self.data.waves.samples), ratio, u) if ratio else (0, 0)
+
+  def _tables(self):
+    return jax.device_put({'network': {'pos_embed': self.table}}, sharding.replicated(self.mesh))
+
+  def _step(self, tx, state):
+    step = functools.partial(
+        finetune_step, model=self.classifier, tx=tx, inputs=self.inputs, augmentation=self.augmentation,
+        multi_label=self.data.task.multi_label, gather=sharding.gather(self.mesh))
+    return jax.jit(step, donate_argnums=0, static_argnames='drop',
+                   out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
+
+  def _together(self, name: str):
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(name)
+
+  def _with_weights(self, state: FinetuneState, splits: dict, seed: int) -> FinetuneState:
+    """A new state with the weights and the head that the configuration wants it to start from."""
+    if self.weights:
+      network, _, fresh = merge(state.params['network'], self.weights.trees['params'], self.weights.source)
+      if fresh:
+        raise UserError(f'config.init={self.weights.source}: lacks {", ".join(fresh)}, without which there is no encoder')
+      state = state.replace(params=state.params | {'network': network})
+    return self._with_linear_head(state, splits, seed) if self.settings['head'] == 'linear' else state
+
+  def _with_linear_head(self, state: FinetuneState, splits: dict, seed: int) -> FinetuneState:
+    """The state with the head that linear evaluation of its encoder finds on the training clips."""
+    clips = splits['train'] + splits['valid']
+    draws = validation_crops(len(clips), seed, 0)
+    targets, features = self.scorer((state.params, state.stats, self._tables()), clips, draws, 'features')
+    rows = np.split(np.arange(len(clips)), [len(splits['train'])])
+    problems = linear_protocol.problems_of(targets, [dict(zip(('train', 'valid'), rows), test=rows[0])], 1, seed)
+    self.guards.watchdog.rest()
+    found, = linear_protocol.run(features, targets, problems, seed=seed, multi_label=self.data.task.multi_label)
+    made = ({'kernel': found.kernel, 'bias': found.bias}, {'mean': found.mean, 'var': np.square(found.deviation)})
+    self.guards.watchdog.beat('the linear head')
+    if jax.process_count() > 1:  # each trained on its own device, and may have rounded differently
+      made = multihost_utils.broadcast_one_to_all(made)
+    head, stats = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made,
+                               (state.params['head'], state.stats['head_norm']))
+    note(f'the head starts from linear evaluation: {100 * found.valid_score:.2f}% on validation clips, epoch '
+         f'{found.best_epoch}')
+    return state.replace(params=state.params | {'head': head}, stats={'head_norm': stats})
+
+
+def _finished(folder, made_with: dict) -> dict:
+  """A result that is there already; UserError if it was made with other settings or weights than are wanted now."""
+  result = json.loads((folder / RESULT).read_text())
+  before = result.pop('made_with')
+  other = sorted(key for key in set(before) | set(made_with) if before.get(key) != made_with.get(key))
+  if other:
+    raise UserError(f'{folder / RESULT}: was made with other settings ({", ".join(other)}): choose another --workdir, or '
+                    'delete the folder to do it again')
+  return result
+
+
+def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
+              end: float = 1e-7) -> Schedule:
+  """Half a cosine over all epochs to `end`, behind a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
+  return cosine_behind_warmup(learning_rate, warmup_epochs * epoch, total, end)
+
+
+def _epochs(targets, batch_size: int, seed: int, *, weighted: bool = False, per_epoch: int | None = None) -> Epochs:
+  if per_epoch is not None and not weighted:
+    raise UserError(f'config.sampling.per_epoch={per_epoch}: goes with config.sampling.weighted=True only')
+  return Epochs(len(targets), batch_size, seed, rarity(targets) if weighted else None, per_epoch)

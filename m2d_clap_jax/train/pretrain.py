@@ -2,28 +2,28 @@
 import functools
 import math
 import sys
+from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.authors import Dictionaries
-from m2d_clap_jax.data.batches import TrainingBatches, prefetch
-from m2d_clap_jax.data.read import Folder
+from m2d_clap_jax.data.batches import TrainingBatches, crop
+from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval.during_training import make_evaluators
+from m2d_clap_jax.eval import plots
+from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.masking import num_visible
+from m2d_clap_jax.models.masking import as_bool, num_visible
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, tell_changes
-from m2d_clap_jax.train.faults import Preempted, Preemption, Watchdog
-from m2d_clap_jax.train.log import Progress, RunLog
-from m2d_clap_jax.train.observe import Observer
+from m2d_clap_jax.train import faults
+from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
 from m2d_clap_jax.train.start import start_from
-from m2d_clap_jax.train.state import create_state
-from m2d_clap_jax.train.step import pretrain_loss, pretrain_step
-from m2d_clap_jax.train.window import Window
+from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read
 from m2d_clap_jax.workdir import make_workdir
 
@@ -43,82 +43,43 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
-  workdir = make_workdir(workdir)
-  folder, split = bind(open_data, data, 'config.data')()
-  weights = read(init) if init else None
-  network = make_model(model, folder, weights)
-  mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
-  sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
-  total = steps or int(epochs * split.num_clips / batch_size)
-  if total < 1:
-    raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
-  batches = TrainingBatches(
-      split, frames=network.input_size[1], batch_size=batch_size, seed=seed, text=network.text_width is not None,
-      part=(jax.process_index(), jax.process_count()))
-  learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
-      batch_size=batch_size, epoch=split.num_clips / batch_size, total=total)
-  tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
-  ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
-  evaluators = make_evaluators(evals, folder.path)
-  saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
-
-  continued = saved.latest() is not None
-  state, meta = create_or_restore(saved, seed, network, tx, mesh, settings, weights)
-  step = first = int(state.step)
-  bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
-  update = jax.jit(
-      functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh),
-                        **loss),
-      donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
-  log = RunLog(workdir, step if continued else None, active=jax.process_index() == 0)
-  describe(log, network, split, state, mesh, total, step)
-  window = Window(batch_size, meta['window'], saved.latest)
-  progress = Progress(first, total, log)
-  observer = Observer(network, mesh, split, evaluators, log)
-  preemption, watchdog = Preemption(), Watchdog(stall_seconds)
-
-  def observe():
-    if step % statistics_every == 0 or step == total:
-      observer.statistics(step, state.params)
-    if step % evals_every == 0 or step == total:
-      observer.evaluate(step, state.params)
-
-  def save():
-    window.check()
-    if saved.latest() == step:
-      return
-    log.sync()
-    saved.save(state, {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
-                       'text_encoder': folder.meta['text_encoder'], 'window': window.rows})
-
-  if not continued:
-    observer.draw_mask(state)
-    observe()
-    save()
-  feed = prefetch(batches, step, total)
-  for step in range(first + 1, total + 1):
-    with window.waiting():
-      batch = sharding.to_devices(mesh, next(feed))
-    state, metrics = update(state, batch)
-    window.add(metrics)
-    if step % log_every == 0 or step == total:
-      row = window.flush() | {'learning_rate': float(learning_rate(step - 1))}
-      log.write(step, row)
-      progress.show(step, row)
-    with window.uncounted():
-      observe()
-      if step % save_every == 0 or step == total:
-        save()
-    watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
-    if preemption.reached():
-      save()
-      saved.close()
-      log.close()
-      raise Preempted(f'stopped after step {step} of {total}, which is saved: the same command continues')
-  watchdog.close()
-  saved.close()
-  log.note(f'done: {total} steps, checkpoints in {saved.folder}')
-  log.close()
+  with faults.guards(stall_seconds) as guards:
+    workdir = make_workdir(workdir)
+    folder, split = bind(open_data, data, 'config.data')()
+    weights = read(init) if init else None
+    network = make_model(model, folder, weights)
+    mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
+    sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
+    total = steps or int(epochs * split.num_clips / batch_size)
+    if total < 1:
+      raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
+    batches = TrainingBatches(
+        split, frames=network.input_size[1], batch_size=batch_size, seed=seed, text=network.text_width is not None,
+        part=(jax.process_index(), jax.process_count()))
+    learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
+        batch_size=batch_size, epoch=split.num_clips / batch_size, total=total)
+    tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
+    ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
+    evaluations = Evaluations(network, mesh, split, make_evaluators(evals, folder.path), guards.watchdog)
+    bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
+    saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
+    guards.watchdog.beat('opening the data')
+    state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
+    if weights and not meta:
+      state, taken = start_from(state, weights)
+      if jax.process_index() == 0:
+        print(taken, file=sys.stderr)
+    guards.watchdog.beat('making or restoring the state')
+    step = functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule,
+                             gather=sharding.gather(mesh), **loss)
+    train(state, compiled(step, state, mesh), batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
+          batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
+          rows=meta.get('window', ()),
+          actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
+                   Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
+          metadata=lambda: {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
+                            'text_encoder': folder.meta['text_encoder']},
+          description=describe(network, split, state, mesh, total), at_start=True)
 
 
 def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
@@ -211,26 +172,24 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
-def create_or_restore(saved: Checkpoints, seed, model, tx, mesh, settings, weights: Weights | None = None):
-  """A new state, or that of the newest checkpoint, already placed on the mesh -> (state, checkpoint's JSON data)."""
-  create = functools.partial(create_state, seed, model=model, tx=tx)
-  shapes = jax.eval_shape(create)
-  shardings = sharding.of_state(shapes, mesh)
-  if saved.latest() is None:
-    state = jax.jit(create, out_shardings=shardings)()  # never whole on one device
-    if weights:
-      state, note = start_from(state, weights)
-      if jax.process_index() == 0:
-        print(note, file=sys.stderr)
-    return state, {'window': []}
-  state, meta = saved.restore(abstract(shapes, shardings))
-  tell_changes(meta['settings'], settings)
-  return state, meta
+def compiled(step: Callable, state, mesh):
+  """`pretrain_step` as an update of `train.loop`, which reuses the memory of the state that it is given."""
+  update = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
+  return lambda state, batch, _: update(state, batch)
 
 
-def describe(log, model, split, state, mesh, total, step):
-  """Prints the sizes of model, data and machine at the start of a run."""
-  log.note(sharding.table(state, mesh))
+def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):
+  """At the start, writes mask.png into the workdir: the first training clip with the mask of the first update."""
+  if step or not log.active:
+    return
+  clip, mask = split.clip(0), draw_mask(state.rng, state.step, 1, model=model)
+  logmel = crop(clip.logmel, model.grid[1] * model.patch_size[1], 0.0).astype(np.float32)
+  plots.masked_clip(logmel, np.asarray(as_bool(mask))[0], model.grid, model.patch_size, log.workdir / 'mask.png',
+                    title=clip.key, captions=clip.captions)
+
+
+def describe(model: M2DCLAP, split, state, mesh, total: int) -> str:
+  """The sizes of model, data and machine."""
   count = sum(x.size for x in jax.tree.leaves(state.params))
-  log.note(f'{count / 1e6:.1f} M parameters, {model.num_patches} patches; {split.num_clips} clips; '
-           f'{mesh.size} {jax.devices()[0].platform} device(s); steps {step} to {total}')
+  return (f'{sharding.table(state, mesh)}\n{count / 1e6:.1f} M parameters, {model.num_patches} patches; '
+          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {int(state.step)} to {total}')

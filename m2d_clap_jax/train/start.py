@@ -4,7 +4,7 @@ import numpy as np
 from flax import traverse_util
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train.state import TrainState
+from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights import Weights
 
 

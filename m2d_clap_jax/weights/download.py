@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.quiet import quiet
+from m2d_clap_jax.progress import quiet
 
 MOST_BYTES = 8 << 30  # unpacked; the largest released model has 1.4 GB
 # Weights hardly compress: what unpacks to more than this many times its size, above some room for small files, is a bomb.

@@ -42,3 +42,10 @@ def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarr
           for tree, leaves in trees.items()}
   return Weights(model={name: getattr(network, name) for name in fields} | {'text_width': None}, trees=flat,
                  sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
+
+
+def classifier_variables(weights: Weights) -> tuple[dict, dict, dict]:
+  """The reverse: a classifier's variables 'params', 'batch_stats' and 'tables'."""
+  return ({'network': weights.nested('params'), 'head': weights.nested('head')},
+          {'head_norm': weights.nested('head_stats')},
+          {'network': {'pos_embed': weights.nested('tables')['pos_embed']}})

@@ -1,0 +1,131 @@
+"""Figures of classes: confusions, similarities, scores, and where their clips lie."""
+import numpy as np
+
+from m2d_clap_jax.eval import metrics, plots
+
+FEWEST_EMBEDDINGS = 5  # of a map
+
+
+def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
+  """Counts [C, C] (true classes in rows) as the share of each row, with percentages written in if there is room."""
+  matrix = np.asarray(matrix, np.float64)
+  shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  limit = max(1, shares.max(initial=0))
+  _map(shares, classes, classes, path, title, 'true', 'predicted', '% of the true class', (0, limit), '{:.0f}')
+
+
+def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> None:
+  """Cosine similarities [rows, C]: audio (clips or class means) in rows, texts in columns; NaN rows stay grey. Other things
+  are compared with other `names` of rows and columns."""
+  similarity = np.asarray(similarity, np.float64)
+  limits = (np.nanmin(similarity), np.nanmax(similarity)) if np.isfinite(similarity).any() else (0, 1)
+  _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', limits, '{:.2f}')
+
+
+def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy') -> None:
+  """A bar for each class, the best first; values [C] in 0..1, NaN (a class without clips) is left out."""
+  values = np.asarray(values, np.float64)
+  order = [i for i in np.argsort(-np.nan_to_num(values, nan=-1), kind='stable') if np.isfinite(values[i])]
+  fig = plots.figure(7, 1.5 + 0.2 * max(4, len(order)))
+  ax = plots.axes(fig, 1, 1, 1, title)
+  ax.barh(range(len(order)), 100 * values[order], color=plots.COLOURS[0], height=0.75)
+  ax.set_yticks(range(len(order)), [str(classes[i]) for i in order], fontsize=8)
+  ax.invert_yaxis()
+  ax.margins(y=0.01)
+  ax.set_xlim(0, 100)
+  ax.set_xlabel(f'{label}, %')
+  ax.grid(True, axis='x', color='0.9', linewidth=0.8)
+  ax.set_axisbelow(True)
+  plots.save(fig, path)
+
+
+def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> None:
+  """Features [n, D] of at most `most` clips in two dimensions (t-SNE), a mark for each class; labels [n] are numbers.
+  Nothing is drawn of fewer than FEWEST_EMBEDDINGS.
+
+  Six colours in turn with several marks keep classes apart without relying on colour alone.
+  """
+  from sklearn.decomposition import PCA
+  from sklearn.manifold import TSNE
+  features, labels = np.asarray(features, np.float64), np.asarray(labels)
+  if len(features) > most:
+    chosen = np.random.default_rng(0).choice(len(features), most, replace=False)
+    features, labels = features[chosen], labels[chosen]
+  if len(features) < FEWEST_EMBEDDINGS:
+    return
+  narrow = PCA(min(50, *features.shape), random_state=0).fit_transform(features - features.mean(axis=0))
+  places = TSNE(2, perplexity=min(30, (len(features) - 1) / 3), init='pca', random_state=0).fit_transform(narrow)
+  present = np.unique(labels)
+  columns = -(-len(present) // 32)
+  fig = plots.figure(7 + 1.7 * columns, 6.5)
+  ax = plots.axes(fig, 1, 1, 1, title)
+  for k, number in enumerate(present):
+    own = places[labels == number]
+    marks, colour = divmod(k, len(plots.COLOURS))
+    ax.scatter(own[:, 0], own[:, 1], s=14, color=plots.COLOURS[colour], marker='osD^vPX*'[marks % 8], alpha=0.75,
+               linewidths=0, label=str(classes[number]))
+  ax.set_xticks([])
+  ax.set_yticks([])
+  ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5), ncols=columns)
+  plots.save(fig, path)
+
+
+def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str) -> dict[str, float]:
+  """Writes FOLDER/classes.png, bars of each class' accuracy or average precision, and with one label a clip also
+  FOLDER/confusion.png -> {class: that number}; NaN where a class has no clips.
+
+  Args:
+    targets, scores: [n, C].
+    title: of both; the score is added.
+  """
+  targets, scores = np.asarray(targets), np.asarray(scores)
+  if multi_label:
+    values, label = metrics.average_precision(targets, scores), 'average precision'
+    title = f'{title}: mAP {100 * np.mean(values):.1f}%'
+  else:
+    labels, predictions = targets.argmax(axis=1), scores.argmax(axis=1)
+    matrix = metrics.confusion_matrix(labels, predictions, len(classes))
+    values, label = metrics.per_class_accuracy(matrix), 'accuracy'
+    title = f'{title}: {100 * metrics.accuracy(predictions, labels):.1f}%'
+    confusion_matrix(matrix, classes, folder / 'confusion.png', title=title)
+  class_bars(values, classes, folder / 'classes.png', title=title, label=label)
+  return dict(zip(classes, values.tolist()))
+
+
+def _map(values, rows, columns, path, title, row_name, column_name, scale_name, limits, text_format):
+  if values.shape != (len(rows), len(columns)):
+    raise ValueError(f'{values.shape} values for {len(rows)} rows and {len(columns)} columns')
+  row_at, row_text = _label_runs(rows)
+  column_at, column_text = _label_runs(columns)
+  few = len(column_at) <= 14
+  across, down = (0.62 if few else min(0.24, 28 / n) for n in (len(column_at), len(row_at)))  # inches a label
+  body_height = max(down * len(row_at), min(14, 0.02 * len(rows)))
+  fig = plots.figure(max(4.5, across * len(column_at) + 3.2), max(4.0, body_height + 2.2))
+  ax = plots.axes(fig, 1, 1, 1, title)
+  ax.set_facecolor(plots.HIDDEN)
+  image = ax.imshow(np.ma.masked_invalid(values), cmap=plots.SEQUENTIAL, vmin=limits[0], vmax=limits[1], aspect='auto',
+                    interpolation='nearest')
+  size = 9 if few else 8
+  every = max(1, round(0.15 / across))  # hundreds of classes: not every one is named
+  ax.set_xticks(column_at[::every], column_text[::every], rotation=45 if few else 90, fontsize=size,
+                **({'ha': 'right', 'rotation_mode': 'anchor'} if few else {}))
+  every = max(1, round(0.15 / down))
+  ax.set_yticks(row_at[::every], row_text[::every], fontsize=size)
+  ax.set_xlabel(column_name)
+  ax.set_ylabel(row_name)
+  ax.spines[:].set_visible(False)
+  ax.tick_params(length=0)
+  if few and len(rows) <= 14:
+    middle = (limits[0] + limits[1]) / 2
+    for (i, j), value in np.ndenumerate(values):
+      if np.isfinite(value):
+        ax.text(j, i, text_format.format(value), ha='center', va='center', fontsize=8,
+                color='white' if value > middle else 'black')
+  fig.colorbar(image, ax=ax, label=scale_name, aspect=30, pad=0.02)
+  plots.save(fig, path)
+
+
+def _label_runs(names):
+  """Clips sorted by class repeat its name: one label for each run of equal names, at its middle -> (places, labels)."""
+  starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
+  return [(a + b - 1) / 2 for a, b in zip(starts, starts[1:] + [len(names)])], [names[a] for a in starts]

@@ -1,0 +1,107 @@
+"""The training loop, the same for every kind of training: what is between batches, an update, and checkpoints."""
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from m2d_clap_jax import sharding
+from m2d_clap_jax.data.batches import prefetch
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
+from m2d_clap_jax.train.faults import Guards, Preempted
+from m2d_clap_jax.train.log import RunLog, RunningMetrics, StepProgress
+
+
+class Every(NamedTuple):
+  """What is done every so many steps and after the last: `do(step, state, log)`, in every process."""
+  steps: int
+  do: Callable[[int, Any, RunLog], None]
+
+
+def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, saved: Checkpoints, guards: Guards,
+          mesh, total: int, batch_size: int, learning_rate: Callable, log_every: int, save_every: int,
+          actions: Sequence[Every] = (), metadata: Callable[[], dict] = dict, rows: Sequence[dict] = (),
+          description: str = '', at_start: bool = False):
+  """Trains from `state.step` to step `total`, logging and saving in `workdir` -> the last state.
+
+  The same state, batches and update give the same run, wherever it was interrupted.
+
+  Args:
+    state: of any kind that has `step`.
+    update: (state, arrays, step from 0 as a number of the host) -> (state, metrics); metrics are scalars, `loss` and
+      `grad_norm` among them.
+    batches: step from 0 -> this process' part of the batch, as numpy arrays; called in threads, ahead of time.
+    guards: see `faults.guards`; entered before anything that can hang.
+    batch_size: samples of an update, of all processes together, for the rate that is logged.
+    learning_rate: of step from 0, for the log.
+    actions: in this order, each before the checkpoint of its step.
+    metadata: JSON data for a checkpoint that is about to be saved.
+    rows: metrics since the last log row, from the checkpoint that `state` is of; its JSON data have them as 'window'.
+    description: of the run, printed at its start.
+    at_start: whether a new run does `actions` and saves before its first update, too.
+
+  Raises:
+    UserError: a loss or gradient is not finite, or the disk refuses a checkpoint.
+    Preempted: SIGTERM came; the state is saved.
+  """
+  first, new = int(state.step), saved.latest() is None
+  step = first
+  with contextlib.ExitStack() as stack:
+    log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0))
+    feed = stack.enter_context(contextlib.closing(prefetch(batches, first, total)))
+    metrics, progress = RunningMetrics(batch_size, rows, saved.latest), StepProgress(first, total, log)
+    if description:
+      log.note(description)
+
+    def due(steps: int) -> bool:
+      return step % steps == 0 or step == total
+
+    def save():
+      metrics.check()
+      if saved.latest() != step:
+        log.sync()
+        saved.save(state, {**metadata(), 'window': metrics.rows})
+
+    def act():
+      for action in actions:
+        if due(action.steps):
+          metrics.check()
+          action.do(step, state, log)
+      if due(save_every):
+        save()
+
+    if new and at_start:
+      act()
+    for step in range(first + 1, total + 1):
+      with metrics.waiting():
+        arrays = sharding.to_devices(mesh, next(feed))
+      state, values = update(state, arrays, step - 1)
+      metrics.add(values)
+      if due(log_every):
+        row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1))}
+        log.write(step, row)
+        progress.show(step, row)
+      with metrics.uncounted():
+        act()
+      guards.watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
+      if guards.preemption.reached():
+        save()
+        saved.close()
+        raise Preempted(f'{workdir}: stopped after step {step} of {total}, which is saved: the same command continues')
+    saved.close()
+    log.note(f'done: {total} steps, checkpoints in {saved.folder}')
+  return state
+
+
+def create_or_restore(saved: Checkpoints, create: Callable[[], Any], mesh, settings: dict) -> tuple[Any, dict]:
+  """A new state, or the newest checkpoint's, already divided over the mesh -> (state, the checkpoint's JSON data or {}).
+
+  Reports which settings differ from the checkpoint's. UserError as in `Checkpoints.restore`.
+  """
+  shapes = jax.eval_shape(create)
+  shardings = sharding.of_state(shapes, mesh)
+  if saved.latest() is None:
+    return jax.jit(create, out_shardings=shardings)(), {}  # never whole on one device
+  state, meta = saved.restore(abstract(shapes, shardings))
+  report_changes(meta['settings'], settings)
+  return state, meta

@@ -1,0 +1,150 @@
+"""A task's recordings, decoded, and a classifier that fits them."""
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2d_clap_jax.audio import LogMel, decode
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.classifier import Classifier, position_table
+from m2d_clap_jax.options import bind
+from m2d_clap_jax.paths import is_remote, stamps
+from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged
+from m2d_clap_jax.tasks.decoded import SCALE, Waves
+from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
+from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
+from m2d_clap_jax.train.pretrain import check_model
+from m2d_clap_jax.weights import Weights
+
+LONGEST = 300.0  # seconds kept of a recording: more than any of the paper's tasks has, and no day-long one fills the disk
+MEASURED = 1000  # clips that the statistics of the log-mels are taken from
+
+
+class Data(NamedTuple):
+  """task: of the clips that can be read; waves: of all; places: {file: number in waves}; rejected: {file: reason}."""
+  task: Task
+  waves: Waves
+  places: dict[str, int]
+  rejected: dict[str, str]
+
+  def numbers(self, clips) -> np.ndarray:
+    """Numbers of clips in `waves`, int [n]."""
+    return np.array([self.places[clip.file] for clip in clips])
+
+  def lengths(self, numbers: np.ndarray) -> np.ndarray:
+    """How many samples of the clips' crops are no padding, int32 [n]."""
+    return np.minimum(self.waves.lengths[numbers], self.waves.samples).astype(np.int32)
+
+
+def note(text: str):
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[str], None], root: str,
+              csv: str | None = None, seconds: float | None = None, damaged: str = 'fail', cache: str = '',
+              sample_rate: int = 16000):
+  """Opens the task and decodes its recordings -> (Data, rate in Hz).
+
+  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Test clips
+  are cut to the task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST. `beat` is
+  called with a word for each recording that is decoded.
+  """
+  opened = open_task(task, root, csv or None, seconds=seconds)
+  check_classes(opened)
+  refuse_damaged(opened, missing_files(opened), workdir, damaged)
+  rate = weights.sample_rate if weights else sample_rate
+  LogMel.for_rate(rate)  # refuses others
+
+  def load(i: int) -> np.ndarray:
+    return decode.load(opened.path(opened.clips[i]), rate, kept[i])[0]
+  kept = [opened.seconds if clip.split == 'test' else max(opened.seconds, LONGEST) for clip in opened.clips]
+  progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
+
+  def decoded(done: int, total: int):
+    beat(f'recording {done} was decoded')
+    if progress:
+      progress(done, total)
+  names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
+  waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
+                tell=note, note=decoded, part=(jax.process_index(), jax.process_count()))
+  if progress:
+    progress.close()
+  rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
+  places = {clip.file: i for i, clip in enumerate(opened.clips) if i not in waves.rejected}
+  if not places:
+    raise UserError(f'{root}: none of the {len(rejected)} clips of {task} can be read, the first because '
+                    f'{next(iter(rejected.values()))}')
+  refuse_damaged(opened, rejected, workdir, damaged)
+  used = opened.restrict(set(places))
+  notice = check_classes(used)  # again: what is left of the clips may lack a class
+  if notice:
+    note(notice)
+  return Data(used, waves, places, rejected), rate
+
+
+def _cache(workdir) -> str:
+  """Where decoded recordings are kept unless told: with the run, or in the home folder if that is in a store."""
+  return os.path.expanduser('~/.cache/m2d_clap_jax/waves') if is_remote(workdir) else os.path.join(workdir, 'waves')
+
+
+def _identities(task: Task) -> list[str]:
+  """Which files these are and in what state: another one under the same name must not be taken from the cache."""
+  about = stamps(task.root, [clip.file for clip in task.clips])
+
+  def whole(clip):
+    path = task.path(clip)
+    return path if is_remote(path) else os.path.abspath(path)
+  return [' '.join(map(str, (whole(clip), *about.get(clip.file, ())))) for clip in task.clips]
+
+
+def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
+                    last_patch: str):
+  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
+  of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
+  bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
+  if weights:
+    how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
+    network = bind(M2DCLAP, weights.model | how, 'config.model')()
+  else:
+    network = bound()
+  check_model(network)
+  logmel = LogMel.for_rate(rate)
+  stats = options.get('norm_stats') or (network.norm_stats if weights else measure(data, logmel))
+  inputs = Inputs(logmel, tuple(float(x) for x in stats), network.patch_size, last_patch,
+                  zero_padded=augment.mixup_on == 'logmel')
+  size, (rows, columns) = inputs.size(data.waves.samples), inputs.grid(data.waves.samples)
+  if not columns:
+    raise UserError(f"config.last_patch='drop': clips of {data.task.seconds} s have {size[1]} frames, less than a patch of "
+                    f"{network.patch_size[1]}: take 'pad'")
+  if not weights:
+    network = network.clone(input_size=size)
+  if network.grid[0] != rows:
+    raise UserError(f'config.init: the model has {network.input_size[0]} mel bins where log-mels have {logmel.n_mels}')
+  table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
+  network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
+  return inputs, Classifier(network, len(data.task.classes), flat=augment.patchout > 0), table
+
+
+def count_parameters(classifier: Classifier) -> int:
+  shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
+
+
+def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
+  """Mean and standard deviation of the log-mels of some training clips, of all folds where there are folds."""
+  train = [data.places[clip.file] for clip in data.task.clips if clip.split in ('train', '')]
+  chosen = train[::max(1, len(train) // MEASURED)][:MEASURED]
+  sums = np.zeros(3)
+  for i in chosen:
+    values = logmel.numpy(data.waves.crops([i], [0.0])[0].astype(np.float32) / SCALE).astype(np.float64)
+    sums += values.size, values.sum(), np.square(values).sum()
+  mean = sums[1] / sums[0]
+  return float(mean), math.sqrt(max(sums[2] / sums[0] - mean ** 2, 1e-12))
