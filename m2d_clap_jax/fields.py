@@ -53,17 +53,20 @@ def version(number: int) -> Rule:
 FLAG = Rule('true or false', lambda value: isinstance(value, bool))
 
 
-def check(value, schema, file, advice: str, key: str = ''):
-  """Raises UserError that names file, key and value of the first thing that does not fit, and `advice`."""
+def check(value, schema, where: str, advice: str, key: str = ''):
+  """Raises UserError that names key and value of the first thing that does not fit.
+
+  where, advice: what the message begins with, e.g. 'config.json: ', and what to do.
+  """
   def refuse(expected: str):
     shown = json.dumps(value, default=str)
-    raise UserError(f'{file}: {key or "its content"}={shown[:60]}{"…" * (len(shown) > 60)}: must be {expected}; {advice}')
+    raise UserError(f'{where}{key or "its content"}={shown[:60]}{"…" * (len(shown) > 60)}: must be {expected}; {advice}')
 
   def inside(name) -> str:
     return f'{key}.{name}' if key else str(name)
   if isinstance(schema, Nullable):
     if value is not None:
-      check(value, schema.schema, file, advice, key)
+      check(value, schema.schema, where, advice, key)
   elif isinstance(schema, Rule):
     if not schema.fits(value):
       refuse(schema.expected)
@@ -72,14 +75,14 @@ def check(value, schema, file, advice: str, key: str = ''):
       refuse('an object')
     for name, part in (dict.fromkeys(value, schema[str]) if str in schema else schema).items():
       if name in value:
-        check(value[name], part.schema if isinstance(part, Optional) else part, file, advice, inside(name))
+        check(value[name], part.schema if isinstance(part, Optional) else part, where, advice, inside(name))
       elif not isinstance(part, Optional):
-        raise UserError(f'{file}: lacks {inside(name)}; {advice}')
+        raise UserError(f'{where}lacks {inside(name)}; {advice}')
   else:
     if not isinstance(value, list | tuple) or isinstance(schema, tuple) and len(value) != len(schema):
       refuse(f'a list of {len(schema)}' if isinstance(schema, tuple) else 'a list')
     for i, part in enumerate(schema if isinstance(schema, tuple) else schema * len(value)):
-      check(value[i], part, file, advice, f'{key}[{i}]')
+      check(value[i], part, where, advice, f'{key}[{i}]')
 
 
 def sealed(data: dict) -> dict:
@@ -97,16 +100,16 @@ def parse(content: bytes, schema, file, advice: str) -> dict:
     data = json.loads(content)
   except (ValueError, RecursionError) as error:  # RecursionError: of a thousand brackets
     raise UserError(f'{file}: not valid JSON ({error}); {advice}') from None
-  check(data, schema, file, advice)
-  check_seal(data, file, advice)
+  check(data, schema, f'{file}: ', advice)
+  if not is_sealed(data):
+    raise UserError(f'{file}: {CHECKSUM}={str(data[CHECKSUM])[:60]!r}: belongs to other content, so something was damaged; '
+                    f'{advice}, or, if you changed it on purpose, delete the line "{CHECKSUM}"')
   return {key: value for key, value in data.items() if key != CHECKSUM}
 
 
-def check_seal(data: dict, file, advice: str):
-  """Raises UserError where data have a checksum that is not theirs."""
-  if CHECKSUM in data and data[CHECKSUM] != _checksum(data):
-    raise UserError(f'{file}: {CHECKSUM}={str(data[CHECKSUM])[:60]!r}: belongs to other content, so something was damaged; '
-                    f'{advice}, or, if you changed it on purpose, delete the line "{CHECKSUM}"')
+def is_sealed(data: dict) -> bool:
+  """Whether the checksum of data is theirs; True where they have none."""
+  return CHECKSUM not in data or data[CHECKSUM] == _checksum(data)
 
 
 def _checksum(data: dict) -> str:

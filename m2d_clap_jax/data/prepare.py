@@ -10,7 +10,7 @@ from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.locks import locked
+from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.progress import Progress
 
 
@@ -259,6 +259,6 @@ def _folder(out, task=None):
         os.makedirs(out, exist_ok=True)
         try:
           stack.enter_context(locked(os.path.join(out, name), shared=shared))
-        except BlockingIOError as e:
-          raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+        except HeldError as e:
+          raise UserError(f'{out}: another preparation is writing here ({e}): wait for it, or choose another --out') from e
     yield out

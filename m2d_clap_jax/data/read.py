@@ -5,6 +5,7 @@ offsets in the shards' sidecars, and neither TensorFlow nor an index of its own.
 """
 import collections
 import concurrent.futures
+import json
 import os
 import struct
 import sys
@@ -13,7 +14,7 @@ import threading
 import google_crc32c
 import numpy as np
 
-from m2d_clap_jax import paths
+from m2d_clap_jax import fields, paths
 from m2d_clap_jax.data import description, schema, write
 from m2d_clap_jax.errors import UserError
 
@@ -56,6 +57,7 @@ class Split:
   Attributes:
     name, meta: the split's name and prepare.json's dict.
     num_clips: number of records.
+    fingerprint: of what the records were made of and of the sums of their values, from the sidecars.
     files: paths of the shards.
     damaged: {record: why it cannot be read}, of those found so far where they are skipped.
   """
@@ -83,6 +85,8 @@ class Split:
     if self.num_clips != meta['splits'][name]['clips']:
       raise UserError(f'{folder}: split {name!r} has {self.num_clips} records where prepare.json says '
                       f'{meta["splits"][name]["clips"]}: run the same `m2d-clap prepare` again')
+    self.fingerprint = fields.checksum(json.dumps([
+        [sidecar['settings']['manifest'], sidecar['bytes'], sidecar['sum'], sidecar['sumsq']] for sidecar in sidecars]).encode())
     self._cache = collections.OrderedDict()
     self._lock = threading.Lock()
 

@@ -140,7 +140,7 @@ def check(weights: Weights):
   Predictor and target may be absent, each as a whole; without a predictor, the logit scale too.
   """
   network = weights.network()
-  check_network(network, weights.source)
+  check_network(network, f'{weights.source}: ')
   # First the tables, from whose sizes all others follow: nothing of an absurd size is computed.
   _refuse(weights, misshaped=_misshaped(weights, {'tables': {
       'pos_embed': (1, 1 + network.num_patches, network.width),

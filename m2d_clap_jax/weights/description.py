@@ -1,4 +1,6 @@
 """What descriptions of models may say: of portable folders and of checkpoints, and which networks there can be."""
+import jax.numpy as jnp
+
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.fields import FLAG, Nullable, Optional, check, number, text, whole
 from m2d_clap_jax.models import M2DCLAP
@@ -27,18 +29,22 @@ RUN = {'settings': {'model': MODEL | {'norm_stats': Optional(Nullable(_NORM_STAT
 
 
 def check_network(network: M2DCLAP, where: str):
-  """Raises UserError for fields that no network can have, or none that fits a machine. where: what `width` stands in."""
-  fields = {name: getattr(network, name) for name in MODEL}
-  check(fields | {'dtype': 'float32'}, MODEL, where, 'change it')
+  """Raises UserError for fields that no network can have, or none that fits a machine.
+
+  where: what stands before a field in the message, e.g. 'config.model.'.
+  """
+  values = {name: getattr(network, name) for name in MODEL}
+  values['dtype'] = values['dtype'] if isinstance(values['dtype'], str) else jnp.dtype(values['dtype']).name
+  check(values, MODEL, where, 'change it')
   for part in ('', 'predictor_'):
-    width, heads = fields[f'{part}width'], fields[f'{part}heads']
+    width, heads = values[f'{part}width'], values[f'{part}heads']
     if width % heads or width % 4:
-      raise UserError(f'{where}: {part}width={width}: is no multiple of {part}heads, {heads}, and of 4')
+      raise UserError(f'{where}{part}width={width}: is no multiple of {part}heads, {heads}, and of 4')
   for size, patch, name in zip(network.input_size, network.patch_size, ('mel bins', 'frames')):
     if size < patch:
-      raise UserError(f'{where}: input_size={network.input_size}: {size} {name} are less than one patch of {patch}')
+      raise UserError(f'{where}input_size={network.input_size}: {size} {name} are less than one patch of {patch}')
   if network.num_patches > _MOST_PATCHES:
-    raise UserError(f'{where}: input_size={network.input_size}: {network.num_patches} patches are more than {_MOST_PATCHES}')
+    raise UserError(f'{where}input_size={network.input_size}: {network.num_patches} patches are more than {_MOST_PATCHES}')
   if network.text_projector == 'identity' and network.text_width not in (None, network.width):
-    raise UserError(f'{where}: text_projector=identity: needs text_width={network.width}, the width of the encoder, where '
+    raise UserError(f'{where}text_projector=identity: needs text_width={network.width}, the width of the encoder, where '
                     f'it is {network.text_width}')

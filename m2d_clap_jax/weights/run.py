@@ -16,7 +16,7 @@ def read_run(workdir) -> Weights:
   step, params, target, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
   if 'norm_stats' not in meta:
     raise UserError(f'{workdir}: is a fine-tuning run; its classifier is in {workdir / "best"}')
-  fields.check(meta, description.RUN, f'{workdir}, step {step}', 'its description is damaged: use another run')
+  fields.check(meta, description.RUN, f'{workdir}, step {step}: ', 'its description is damaged: use another run')
   model = {key: tuple(value) if isinstance(value, list) else value for key, value in meta['settings']['model'].items()
            if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
   model['norm_stats'] = tuple(meta['norm_stats'])
@@ -35,12 +35,12 @@ def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarr
                        classes: tuple[str, ...], source: str = '', step: int = 0) -> Weights:
   """A trained classifier as Weights with a head. params, stats: 'params' and 'batch_stats'; table [1, 1 + N, D]."""
   network = classifier.pretrained
-  fields = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
+  names = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
   trees = {'params': params['network'], 'head': params['head'], 'head_stats': stats['head_norm'],
            'tables': {'pos_embed': table}}
   flat = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
           for tree, leaves in trees.items()}
-  return Weights(model={name: getattr(network, name) for name in fields} | {'text_width': None}, trees=flat,
+  return Weights(model={name: getattr(network, name) for name in names} | {'text_width': None}, trees=flat,
                  sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
 
 
