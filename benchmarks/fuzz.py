@@ -144,7 +144,7 @@ def checkpoint(folder: pathlib.Path) -> dict[str, Kind]:
   saved.close()
   files = sorted(path for path in (run / 'checkpoints').rglob('*') if path.is_file())
   return {'checkpoints': Kind(files, lambda _: described(run)),
-          "checkpoints' JSON": Kind([path for path in files if path.parent.name == 'meta'], lambda _: described(run),
+          "checkpoints' JSON": Kind([path for path in files if path.name in ('metadata', '_METADATA')], lambda _: described(run),
                                     structured=True)}
 
 
