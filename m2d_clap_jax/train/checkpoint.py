@@ -20,11 +20,13 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
 from m2d_clap_jax.progress import quiet
+from m2d_clap_jax.train.sums import bit_sums
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
 # TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.
 UNDECODABLE = re.compile(r'^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND): |^FAILED_PRECONDITION: .*(ZSTD_|Invalid JSON)', re.DOTALL)
 STATUS = re.compile(r'^[A-Z]+_[A-Z_]+: |^(UNAVAILABLE|INTERNAL|UNKNOWN|ABORTED): ')  # that TensorStore's errors begin with
+SUMS = 'bit_sums'  # of a checkpoint's arrays, in its JSON data
 GOOD, BROKEN, UNREADABLE = range(3)  # verdicts on a checkpoint; the worst of all processes' counts
 
 
@@ -58,7 +60,7 @@ class Checkpoints:
     """JSON data of the newest checkpoint of which they can be read; {} where there is none."""
     for step in sorted(self._manager.all_steps(), reverse=True):
       with contextlib.suppress(Exception):  # `restore` will report it
-        return _read_meta(self.folder / str(step))
+        return {key: value for key, value in _read_meta(self.folder / str(step)).items() if key != SUMS}
     return {}
 
   def save(self, state: Any, meta: dict):
@@ -68,7 +70,7 @@ class Checkpoints:
     self._step = step
     try:
       self._manager.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(fields.sealed(meta))))
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(fields.sealed({**meta, SUMS: bit_sums(state)}))))
     except Exception as error:  # orbax, TensorStore and the stores' clients have kinds of their own
       raise self._failed(step, error) from error
 
@@ -83,7 +85,9 @@ class Checkpoints:
     """
     while (step := self.latest()) is not None:
       try:
-        return _read_together(lambda step=step: self._read(step, abstract_state), self.folder / str(step))
+        state, meta = _read_together(lambda step=step: self._read(step, abstract_state), self.folder / str(step))
+        _check_sums(state, meta)  # all processes together, which all have read it by now
+        return state, meta
       except DamagedError as error:
         self._put_aside(step, error)
     raise UserError(f'{self.folder}: every checkpoint is damaged (they are in {self.folder.parent / DAMAGED}); start '
@@ -192,6 +196,15 @@ def _read_meta(place: epath.Path) -> dict:
   return meta
 
 
+def _check_sums(state, meta: dict):
+  """Takes the sums of the arrays out of a checkpoint's JSON data; DamagedError where they are not those of `state`."""
+  known = meta.pop(SUMS, None)  # checkpoints of earlier versions have none
+  if known is not None:
+    wrong = [name for name, value in bit_sums(state).items() if known.get(name) != value]
+    if wrong:
+      raise DamagedError(f'{len(wrong)} arrays are not those that were saved, such as {wrong[0]}')
+
+
 def _read_together(read: Callable[[], Any], place: epath.Path):
   """`read()`, after all processes of the run have agreed that the checkpoint at `place` can be read.
 
@@ -279,4 +292,6 @@ def _read_parameters(place: epath.Path) -> tuple[dict, dict, dict]:
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
   state = ocp.PyTreeCheckpointHandler().restore(place / 'state', args=ocp.args.PyTreeRestore(
       wanted, restore_args=as_numpy, partial_restore=True))
-  return state['params'], state.get('target_params', {}), _read_meta(place)
+  meta = _read_meta(place)
+  _check_sums(state, meta)
+  return state['params'], state.get('target_params', {}), meta
