@@ -1,4 +1,5 @@
 """Trains and evaluates: python main.py --config=configs/pretrain.py[:VARIANT] --workdir=runs/NAME [--config.KEY=VALUE]"""
+# ruff: noqa: E402 (interrupts are one line from the first import on)
 import importlib
 import os
 import re
@@ -8,10 +9,15 @@ import traceback
 # TensorFlow only reads and writes files here; this hides its start-up notices. Must be set before it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, end_on_interrupt, interrupts_in_one_line
+
+INTERRUPTED = 'interrupted; the same command continues from the newest checkpoint'
+if __name__ == '__main__':
+  end_on_interrupt(INTERRUPTED)  # the imports take seconds
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostError, Preempted
 
 # config.job -> module, function
@@ -112,7 +118,8 @@ def line_of_key(error: UserError) -> str:
 
 if __name__ == '__main__':
   try:
-    app.run(main, flags_parser=parse)
+    with interrupts_in_one_line(INTERRUPTED):
+      app.run(main, flags_parser=parse)
   except UserError as error:
     print(f'error: {error}{line_of_key(error)}', file=sys.stderr)
     sys.exit(2)
@@ -123,5 +130,9 @@ if __name__ == '__main__':
     print(f'error: {error}', file=sys.stderr, flush=True)
     os._exit(EXIT_STALLED)  # a normal exit of JAX would wait for the lost process
   except KeyboardInterrupt:
-    print('interrupted; the same command continues from the newest checkpoint', file=sys.stderr)
-    sys.exit(130)
+    sys.exit(EXIT_INTERRUPTED)
+  except Exception as error:
+    if not disk_full(error):
+      raise
+    print(f'error: {disk_full(error)}: make room; the same command continues from the newest checkpoint', file=sys.stderr)
+    sys.exit(2)

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
+from benchmarks.recordings import encode
 from m2d_clap_jax.audio import decode, files, readers
 from m2d_clap_jax.cli import embedding_files
 from tests.command_helpers import run, save_model, save_recordings
-from tests.recordings import encode
 
 
 @pytest.fixture(scope='module')

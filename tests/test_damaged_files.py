@@ -27,7 +27,8 @@ def tensors():
   """A small encoder with its CLAP head."""
   shapes = {name: shape for name, shape in reference.shapes('clap_tiny').items()
             if not name.startswith(('decoder', 'target', 'mask_token'))}
-  return {name: reference.weight(name, shape) for name, shape in shapes.items()}
+  return {name: reference.weight(name, shape) for name, shape in shapes.items()} | {
+      'norm_stats': np.array([-7.1, 4.2], np.float32)}
 
 
 @pytest.fixture(scope='module')

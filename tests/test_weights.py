@@ -272,10 +272,10 @@ def test_a_portable_folder_with_a_damaged_description_is_refused(tmp_path):
   config = tmp_path / 'portable' / 'config.json'
   assert json.loads(config.read_text())['model']['heads'] == 3
   config.write_text('{"m2d_clap_jax": 99}')
-  with pytest.raises(UserError, match='format 1'):
+  with pytest.raises(UserError, match='m2d_clap_jax=99: must be 1, the format'):
     weights.read(tmp_path / 'portable')
   config.write_text('{"m2d_clap_jax": 1, "model": {}}')
-  with pytest.raises(UserError, match='lacks classes, sample_rate, step, text_encoder, text_prefix'):
+  with pytest.raises(UserError, match='lacks sample_rate'):
     weights.read(tmp_path / 'portable')
   config.write_text('{')
   with pytest.raises(UserError, match='not valid JSON'):

@@ -26,7 +26,7 @@ def run(args):
   from m2d_clap_jax import api
   from m2d_clap_jax.demo import page
   pipeline = api.load(args.model, **model_options.overrides(args))
-  page.serve(page.Trial(pipeline, *_embedded(pipeline, args.sounds)), host=args.host, port=args.port)
+  page.serve(page.Demo(pipeline, *_embedded(pipeline, args.sounds)), host=args.host, port=args.port)
 
 
 def _embedded(pipeline, paths) -> tuple:

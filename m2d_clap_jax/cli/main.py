@@ -6,7 +6,7 @@ import sys
 
 from absl import logging
 
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, interrupts_in_one_line
 
 COMMANDS = {
     'prepare': 'audio and captions -> TFRecord shards',
@@ -30,19 +30,24 @@ def main(argv=None):
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # hides its notice about rounding; it only writes files here
   logging.set_verbosity(logging.ERROR)  # orbax warns about intended behaviour
   args = parse(sys.argv[1:] if argv is None else argv)
+  resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
   try:
-    args.run(args)
-    sys.stdout.flush()
+    with interrupts_in_one_line(f'm2d-clap: interrupted{resumes}'):
+      args.run(args)
+      sys.stdout.flush()
   except UserError as e:
     print(f'm2d-clap: {e}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
-    print(f'm2d-clap: interrupted{resumes}', file=sys.stderr)
-    return 130
+    return EXIT_INTERRUPTED
   except BrokenPipeError:  # after `m2d-clap ... | head`; Python would report an error when it flushes at exit
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+  except Exception as e:
+    if not disk_full(e):
+      raise
+    print(f'm2d-clap: {disk_full(e)}: make room', file=sys.stderr)
+    return 2
   return 0
 
 

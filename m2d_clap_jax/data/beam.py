@@ -68,7 +68,7 @@ class _Write(beam.DoFn):
       embeddings = Lookup(about['captions']['folder'], about['captions']['places'], self._blocks)
     elif arrays:
       embeddings = lambda row: arrays[row.file_name]
-    write.write_shard(self._out, write.Shard(about['name'], rows, about['settings']),
+    write.write_shard(self._out, write.Shard(about['name'], rows, about['settings'], about['stamps']),
                       self._pool.map(self._source.tasks(rows)), embeddings,
                       beam.metrics.Metrics.counter('m2d_clap', 'files').inc,
                       alone=False)  # a runner may retry a shard while a worker that it gave up on is still writing it
@@ -112,7 +112,7 @@ def _shard_file(job: write.Shard, bank) -> tuple[dict, dict[str, np.ndarray]]:
   """A worker's description of a shard, as JSON data and arrays: the places of its captions, or their embeddings."""
   usable = [row for row in job.rows if not row.reason]
   about = {'name': job.name, 'settings': job.settings, 'rows': [dataclasses.asdict(row) for row in job.rows],
-           'captions': None}
+           'stamps': job.stamps, 'captions': None}
   if isinstance(bank, CaptionBank):
     about['captions'] = {'folder': bank.folder,
                          'places': {text: bank.places[text] for row in usable for text in row.captions}}

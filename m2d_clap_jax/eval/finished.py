@@ -13,7 +13,7 @@ from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.clips import Features, extract, missing_files, refuse_damaged, summary
 from m2d_clap_jax.tasks.metadata import Task, check_all_have, check_classes, open_task, unnamed
-from m2d_clap_jax.workdir import make_workdir
+from m2d_clap_jax.workdir import own_workdir
 
 
 def run(config, workdir: str):
@@ -37,24 +37,24 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
   if job != 'linear':  # training clips only contribute classes
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
-  folder = make_workdir(workdir)
-  refuse_damaged(opened, missing_files(opened), folder, damaged)
-  pipeline = api.load(init, **{key: value for key, value in model.items() if value})
-  report.refuse_other(folder, pipeline.fingerprint)
-  check(job, opened, pipeline)
-  whole = opened
-  opened, extracted = extract(pipeline, opened, folder / 'features', seed=seed)
-  refuse_damaged(whole, extracted.rejected, folder, damaged)
-  notice = check(job, opened, pipeline)  # again, because the remaining clips may lack a class
-  if notice:
-    print(notice, file=sys.stderr)
-  print(summary(opened, extracted), file=sys.stderr)
-  result = function(opened, extracted, pipeline, seed, folder)
-  report.write(folder, {
-      'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
-      'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
-      'clips': {'used': len(extracted.files), 'rejected': extracted.rejected}, 'notice': notice})
-  print((folder / report.TABLE).read_text())
+  with own_workdir(workdir) as folder:
+    refuse_damaged(opened, missing_files(opened), folder, damaged)
+    pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+    report.refuse_other(folder, pipeline.fingerprint)
+    check(job, opened, pipeline)
+    whole = opened
+    opened, extracted = extract(pipeline, opened, folder / 'features', seed=seed)
+    refuse_damaged(whole, extracted.rejected, folder, damaged)
+    notice = check(job, opened, pipeline)  # again, because the remaining clips may lack a class
+    if notice:
+      print(notice, file=sys.stderr)
+    print(summary(opened, extracted), file=sys.stderr)
+    result = function(opened, extracted, pipeline, seed, folder)
+    report.write(folder, {
+        'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
+        'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
+        'clips': {'used': len(extracted.files), 'rejected': extracted.rejected}, 'notice': notice})
+    print((folder / report.TABLE).read_text())
 
 
 def check(job: str, opened: Task, pipeline) -> str:

@@ -35,7 +35,7 @@ from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.run import classifier_variables, classifier_weights
-from m2d_clap_jax.workdir import make_workdir
+from m2d_clap_jax.workdir import own_workdir
 
 HEADS = 'random', 'linear'
 LAST_PATCH = 'drop', 'pad'
@@ -65,8 +65,7 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
     raise UserError(f'config.last_patch={last_patch!r}: unknown; known: {", ".join(LAST_PATCH)}')
   if not data.get('root'):
     raise UserError('config.data.root is empty: name the folder of the audio')
-  with faults.guards(stall_seconds) as guards:
-    workdir = make_workdir(workdir)
+  with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     weights = read(init) if init else None
     guards.watchdog.beat('opening the workdir')
     found, rate = bind(open_data, data, 'config.data', given=('workdir', 'task', 'weights', 'beat'))(

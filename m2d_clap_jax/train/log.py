@@ -107,13 +107,15 @@ class RunLog:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
-    if self.active:
+  def __exit__(self, kind, error, traceback):
+    if not self.active:
+      return
+    with contextlib.suppress(Exception) if error else contextlib.nullcontext():  # the first error is the one to report
       self.sync()
-      self._tensorboard.close()
-      self._file.close()
-      if paths.is_remote(self.workdir):
-        shutil.rmtree(self._local)
+      with contextlib.closing(self._file), contextlib.closing(self._tensorboard):
+        pass
+    if paths.is_remote(self.workdir):
+      shutil.rmtree(self._local)
 
 
 class RunningMetrics:

@@ -17,6 +17,7 @@ from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT
 from m2d_clap_jax.models.masking import num_visible, random_mask
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.weights.description import check_network
 
 # Letters in a folder's name -> the sentence encoder of its captions, and its pooling: the mean of all tokens, the
 # first one ('cls') or the one that ends the text ('eos').
@@ -139,8 +140,15 @@ def check(weights: Weights):
 
   Predictor and target may be absent, each as a whole; without a predictor, the logit scale may be too.
   """
-  expected = expected_shapes(weights.network())
-  missing, extra, misshaped = [], [], []
+  network = weights.network()
+  check_network(network, f'{weights.source}: ')
+  # First the tables, from whose sizes all others follow: nothing of an absurd size is computed.
+  _refuse(weights, misshaped=_misshaped(weights, {'tables': {
+      'pos_embed': (1, 1 + network.num_patches, network.width),
+      'decoder_pos_embed': (1, 1 + network.num_patches, network.predictor_width)}, 'params': {
+          'cls_token': (1, 1, network.width), 'predictor/mask_token': (1, 1, network.predictor_width)}}))
+  expected = expected_shapes(network)
+  missing, extra = [], []
   for tree, shapes in expected.items():
     found = weights.trees.get(tree, {})
     absent = [path for path in shapes if path not in found]
@@ -150,14 +158,25 @@ def check(weights: Weights):
       absent = [path for path in absent if not path.startswith('predictor/') and path != 'logit_scale']
     missing += [f'{tree}/{path}' for path in absent]
     extra += [f'{tree}/{path}' for path in found if path not in shapes]
-    misshaped += [f'{tree}/{path} {tuple(found[path].shape)} instead of {shape}' for path, shape in shapes.items()
-                  if path in found and tuple(found[path].shape) != shape]
-  network = weights.network()
-  for name, width in (('pos_embed', network.width), ('decoder_pos_embed', network.predictor_width)):
-    table = weights.trees.get('tables', {}).get(name)
-    if table is not None and table.shape != (1, 1 + network.num_patches, width):
-      misshaped.append(f'{name} {table.shape} instead of {(1, 1 + network.num_patches, width)} for an input of '
-                       f'{network.input_size} in patches of {network.patch_size}')
+  if weights.classes is not None:
+    kernel = weights.trees.get('head', {}).get('kernel', np.zeros(()))
+    # The mean patch, or the patches of a time column side by side.
+    width = network.width * (1 if kernel.shape[:1] == (network.width,) else network.grid[0])
+    head: dict[str, dict[str, tuple]] = {
+        'head': {'kernel': (width, len(weights.classes)), 'bias': (len(weights.classes),)},
+        'head_stats': {'mean': (width,), 'var': (width,)}}
+    missing += [f'{tree}/{path}' for tree, shapes in head.items() for path in shapes if path not in weights.trees.get(tree, {})]
+    expected |= head
+  _refuse(weights, missing, extra, _misshaped(weights, expected))
+
+
+def _misshaped(weights: Weights, expected: dict[str, dict[str, tuple]]) -> list[str]:
+  found = {(tree, path): tuple(value.shape) for tree, leaves in weights.trees.items() for path, value in leaves.items()}
+  return [f'{tree}/{path} {found[tree, path]} instead of {shape}' for tree, shapes in expected.items()
+          for path, shape in shapes.items() if found.get((tree, path), shape) != shape]
+
+
+def _refuse(weights: Weights, missing=(), extra=(), misshaped=()):
   if missing or extra or misshaped:
     parts = [f'{kind} ({len(names)}): {_listed(names)}' for kind, names in
              (('missing', missing), ('unknown', extra), ('of another shape', misshaped)) if names]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.locks import locked
+from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.weights.public import name_fields
 
 ADDRESS = 'https://github.com/nttcslab/m2d/releases/download'
@@ -208,7 +208,7 @@ def _alone(name: str) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(locked(lock))
-    except BlockingIOError:
+    except HeldError:
       print(f'notice: {name}: another process is fetching it; waiting', file=sys.stderr)
       stack.enter_context(locked(lock, wait=True))
     yield
