@@ -42,7 +42,7 @@ ROOMS = {
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir',
+    r'options|paths|progress|locks|workdir|fields',
     r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.checkpoint',
     r'text(\..*)?|weights(\..*)?',
     r'api',
