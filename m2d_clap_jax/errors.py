@@ -1,8 +1,63 @@
-"""The one exception that is meant for people rather than for debuggers."""
+"""Errors whose message is written for the user rather than for a debugger, and how programs end with them."""
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+EXIT_INTERRUPTED = 130  # as in shells
 
 
 class UserError(Exception):
-  """A mistake that the user can mend; `main.py` and `m2d-clap` print it as one line and exit with code 2.
+  """A mistake that the user can fix; `main.py` and `m2d-clap` print it as one line and exit with code 2.
 
-  The message says what was wrong, where (file, key or value) and what to do about it.
+  The message states what is wrong, where (file, key or value) and how to fix it.
   """
+
+
+def disk_full(error: BaseException | None) -> str:
+  """'FILE: No space left on device' where that, or a quota, is what an error came from; else ''."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return f'{error.filename or "the folder that is written to"}: {error.strerror}'
+    if 'No space left on device' in str(error):  # TensorFlow's and others' own kinds
+      return f'{" ".join(str(error).split())[:300]}'
+    error = error.__cause__ or error.__context__
+  return ''
+
+
+def end_on_interrupt(message: str):
+  """From now on, SIGINT ends the process at once and in one line: there is nothing to close."""
+  def end(*_):
+    os.write(2, f'{message}\n'.encode())  # Python's own streams may be in use
+    os._exit(EXIT_INTERRUPTED)
+  signal.signal(signal.SIGINT, end)
+
+
+@contextlib.contextmanager
+def interrupts_in_one_line(message: str) -> Iterator[None]:
+  """Inside the block, a first SIGINT is a KeyboardInterrupt, for files to be closed, and a second one ends the process.
+
+  `message` is printed once, on the way out; then further interrupts are silent.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def first(*_):
+    end_on_interrupt(message)
+    raise KeyboardInterrupt
+  before = signal.signal(signal.SIGINT, first)
+  try:
+    yield
+  except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print(message, file=sys.stderr, flush=True)
+    # What is left is the end of the interpreter, which may take seconds.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    raise
+  finally:
+    if signal.getsignal(signal.SIGINT) is first:
+      signal.signal(signal.SIGINT, before)

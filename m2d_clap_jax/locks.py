@@ -1,7 +1,13 @@
 """Locks between processes of one machine, or of several that share a disk whose file system has locks."""
 import contextlib
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
+
+
+class HeldError(Exception):
+  """Somebody else holds a lock; the message says who, as far as that is known: 'host HOST, process PID'."""
 
 
 @contextlib.contextmanager
@@ -10,8 +16,17 @@ def locked(path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
 
   Args:
     shared: several may hold the lock at once, if all of them share it.
-    wait: wait for the holder; else BlockingIOError.
+    wait: wait for the holder; else HeldError.
   """
-  with open(path, 'w', encoding='utf-8') as file:
-    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+  with open(path, 'a+', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      file.seek(0)
+      raise HeldError(file.read(200).strip() or 'host and process unknown') from None
+    if not shared:
+      with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        file.truncate(0)
+        file.write(f'host {socket.gethostname()}, process {os.getpid()}\n')
+        file.flush()
     yield

@@ -1,4 +1,6 @@
 """`m2d-clap demo`: a real browser on a real page, and what the page answers."""
+import asyncio
+import http.client
 import os
 import shutil
 import signal
@@ -21,13 +23,13 @@ LABELS = 'dog\nrain\nchurch_bells\n<b>bold</b>'
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory):
-  """A folder with model/ and audio/; `here.usable`, `here.model` (Pipeline), `here.trial`, `here.hour`."""
+  """A folder with model/ and audio/; `here.usable`, `here.model` (Pipeline), `here.demo`, `here.hour`."""
   class Here:
     root = tmp_path_factory.mktemp('page')
     folder = save_model(root / 'model')
     usable = save_recordings(root / 'audio')
     model = m2d_clap_jax.load(folder)
-    trial = page.Trial(model, usable, model.encode_audio(usable))
+    demo = page.Demo(model, usable, model.encode_audio(usable))
     hour = str(root / 'hour.flac')
   soundfile.write(Here.hour, np.tile(np.int16([0, 9]), 1800 * 8000), 8000)
   return Here
@@ -35,7 +37,7 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize('kind,template', [(page.LABELS, '{} can be heard'), (page.CAPTIONS, '{}')])
 def test_texts_are_ranked_by_the_pipelines_cosines(here, kind, template):
-  logmel, rows = here.trial.classify(here.usable[1], f'{LABELS}\n\n dog ', kind)
+  logmel, rows = here.demo.classify(here.usable[1], f'{LABELS}\n\n dog ', kind)
   expected = here.model.classify(here.usable[1], labels=LABELS.splitlines(), template=template)[0]
   assert logmel.shape[0] == 80 and [score for _, score in rows] == sorted(expected, reverse=True)
   np.testing.assert_allclose([dict(rows)[text] for text in LABELS.splitlines()], expected, atol=1e-6)
@@ -43,7 +45,7 @@ def test_texts_are_ranked_by_the_pipelines_cosines(here, kind, template):
 
 def test_a_search_finds_the_sounds_nearest_to_the_sentence(here):
   cosines = here.model.classify(here.usable, labels=['a dog barks'], template='{}')[:, 0]
-  found = here.trial.search(' a dog\r\nbarks\u2028')
+  found = here.demo.search(' a dog\r\nbarks\u2028')
   assert [name for name, _ in found] == [here.usable[i] for i in np.argsort(-cosines)]
   np.testing.assert_allclose([score for _, score in found], sorted(cosines)[::-1], atol=1e-6)
 
@@ -51,7 +53,7 @@ def test_a_search_finds_the_sounds_nearest_to_the_sentence(here):
 def test_sounds_may_be_named_from_here_and_from_elsewhere(here, monkeypatch):
   monkeypatch.chdir(here.root / 'audio')
   files = ['a.wav', here.usable[3]]
-  assert page.Trial(here.model, files).names == {'a.wav': 'a.wav', here.usable[3]: 'more/d.opus'}
+  assert page.Demo(here.model, files).names == {'a.wav': 'a.wav', here.usable[3]: 'more/d.opus'}
 
 
 @pytest.mark.parametrize('sound,texts,message', [
@@ -66,7 +68,7 @@ def test_what_cannot_be_compared_is_told(here, sound, texts, message):
   files = {'a': here.usable[0], 'hour': here.hour, 'text': str(here.root / 'audio' / 'more' / 'text.wav'),
            'cut': str(here.root / 'audio' / 'more' / 'cut.flac'), None: None}
   with pytest.raises(UserError, match=message):
-    here.trial.classify(files[sound], texts)
+    here.demo.classify(files[sound], texts)
 
 
 def test_mistakes_on_the_command_line_are_one_line(here, capsys):
@@ -174,7 +176,51 @@ def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found
   one('#wanted input, #wanted textarea').send_keys('a dog barks')
   one('#search').click()
   until(lambda: 'cosine' in one('#listed').text)
-  found = here.trial.search('a dog barks')
+  found = here.demo.search('a dog barks')
   assert one('#listed').text.split()[2::2] == [os.path.relpath(name, here.root / 'audio') for name, _ in found]
   until(lambda: len(browser.find_elements('css selector', 'audio')) >= len(found))
   assert contents(folder / 'home') | contents(folder / 'work') == before
+
+
+def answer(address: str, path: str, host: str) -> int:
+  """Status of a request for `path` under the name `host`."""
+  connection = http.client.HTTPConnection(address.split('/')[2], timeout=60)
+  connection.request('GET', path, headers={'Host': host})
+  return connection.getresponse().status
+
+
+def test_the_page_and_its_sounds_answer_under_the_names_of_this_machine_alone(here, served):
+  address, _ = served
+  port = address.split(':')[2].strip('/')
+  sound = f'/gradio_api/file={here.usable[0]}'
+  for host in (f'127.0.0.1:{port}', f'localhost:{port}', f'LOCALHOST:{port}', f'[::1]:{port}'):
+    assert answer(address, '/', host) == answer(address, sound, host) == 200
+  for host in (f'example.org:{port}', f'localhost.example.org:{port}', f'127.0.0.1.example.org:{port}', '', '['):
+    assert answer(address, '/', host) == answer(address, sound, host) == 421
+
+
+@pytest.mark.parametrize('host,known,foreign', [
+    ('sound.lab', ['sound.lab:7860', 'Sound.Lab', 'localhost'], ['192.168.1.7', 'other.lab', socket.gethostname()]),
+    ('0.0.0.0', ['192.168.1.7:7860', '[fe80::1]:7860', socket.gethostname()], ['example.org', ''])])
+def test_a_page_for_others_answers_under_the_name_that_it_was_given(host, known, foreign):
+  async def through(*_):
+    answers.append('page')
+
+  async def send(message):
+    answers.extend([message['status']] if 'status' in message else [])
+  for name in known + foreign:
+    answers = []
+    scope = {'type': 'http', 'headers': [(b'host', name.encode())]}
+    asyncio.run(page.KnownHosts(through, host)(scope, None, send))
+    assert answers == (['page'] if name in known else [421]), name
+
+
+def test_the_oldest_pictures_and_uploads_make_room_for_new_ones(tmp_path):
+  (tmp_path / 'uploads').mkdir()
+  for i in range(6):
+    (tmp_path / 'uploads' / f'{i}.png').write_bytes(bytes(100))
+    os.utime(tmp_path / 'uploads' / f'{i}.png', (i, i))
+  page.remove_old_files(str(tmp_path), count=4, size=1000)
+  assert sorted(path.name for path in tmp_path.rglob('*.png')) == ['2.png', '3.png', '4.png', '5.png']
+  page.remove_old_files(str(tmp_path), count=4, size=250)
+  assert sorted(path.name for path in tmp_path.rglob('*.png')) == ['4.png', '5.png']

@@ -42,8 +42,8 @@ ROOMS = {
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir',
-    r'audio(\..*)?|models(\..*)?|losses|sharding|train\.checkpoint',
+    r'options|paths|progress|locks|workdir|fields',
+    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.checkpoint',
     r'text(\..*)?|weights(\..*)?',
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear',

@@ -291,7 +291,7 @@ def test_tasks_of_an_array_job_write_the_records_of_one_run(tmp_path):
   prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'one', text_encoder=FakeEncoder(), **options)
   metas = [prepare.prepare(manifest, tmp_path / 'audio', tmp_path / 'many', text_encoder=FakeEncoder(), task=(i, 3),
                            **options) for i in (2, 0, 1)]
-  assert metas[:2] == [None, None] and metas[2] == json.loads((tmp_path / 'one' / 'prepare.json').read_text())
+  assert metas[:2] == [None, None] and metas[2] == Folder(tmp_path / 'one').meta
   names = sorted(path.name for path in (tmp_path / 'one').iterdir() if not path.name.startswith('.'))
   assert names == sorted(path.name for path in (tmp_path / 'many').iterdir() if not path.name.startswith('.'))
   for name in names:
@@ -305,3 +305,24 @@ def test_tasks_run_at_once_and_the_same_task_only_once(tmp_path):
       with pytest.raises(UserError, match='another preparation'):
         with prepare._folder(tmp_path, second):
           pass
+
+
+def test_audio_that_has_changed_is_prepared_again_and_audio_that_is_gone_is_kept(tmp_path, capsys):
+  audio = tmp_path / 'audio'
+  manifest = corpus(audio, 6)
+
+  def run():
+    prepare.prepare(manifest, audio, tmp_path / 'out', text_encoder='none', num_shards=3, workers=1)
+    split = Folder(tmp_path / 'out').split('train')
+    return {record.key: record.logmel for record in split.clips(range(split.num_clips))}, contents(tmp_path / 'out')
+  before, files = run()
+  assert run()[1] == files and 'written again' not in capsys.readouterr().err
+  soundfile.write(audio / '2.wav', noise(0.2, seed=77), 16000)
+  (audio / '4.wav').unlink()
+  after, files_after = run()
+  assert '1 files are not those that were prepared, such as 2.wav: their shards are written again' in capsys.readouterr().err
+  assert after.keys() == before.keys() and after['2.wav'].shape[1] == 21
+  changed = [name for name in files if files[name] != files_after[name] and name.endswith('.tfrecord')]
+  assert len(changed) == 1
+  shared = [key for key in before if key != '2.wav']
+  assert all(np.array_equal(before[key], after[key]) for key in shared)

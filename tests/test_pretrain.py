@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.prepare import prepare
+from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
@@ -277,3 +278,21 @@ def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_p
   # Two captions of four clips each: whichever clip a caption finds first, that is one clip for four equal queries.
   assert rows[20]['found/text_to_audio/R@1'] <= 0.25 and rows[20]['found/audio_to_text/median_rank'] >= 4
   assert {'sound_confusion.png', 'sound_similarity.png', 'sound.json'} <= set(os.listdir(tmp_path / 'run'))
+
+
+def test_other_data_under_the_same_name_are_reported_or_refused(data, capsys):
+  folder = Folder(data)
+  split = folder.split('train')
+  before = {'text_encoder': folder.meta['text_encoder'], 'logmel': folder.meta['logmel'], 'norm_stats': [-6.5, 3.5],
+            'data': {'clips': split.num_clips, 'fingerprint': split.fingerprint}}
+  for checkpoint in ({}, before, {key: value for key, value in before.items() if key != 'data'}):
+    pretrain.check_data(checkpoint, folder, split)
+  assert not capsys.readouterr().err
+  pretrain.check_data(before | {'data': {'clips': split.num_clips, 'fingerprint': '0'}}, folder, split)
+  line, = capsys.readouterr().err.splitlines()
+  assert 'are not those that the run began with; it keeps its own mean -6.5000 and deviation 3.5000, where the data have' in line
+  for change, message in (({'data': {'clips': 9999, 'fingerprint': '0'}}, 'number of clips of .* began with 9999'),
+                          ({'text_encoder': None}, 'captions of .* began with None'),
+                          ({'logmel': {**folder.meta['logmel'], 'n_fft': 800}}, 'log-mels')):
+    with pytest.raises(UserError, match=message):
+      pretrain.check_data(before | change, folder, split)

@@ -249,7 +249,7 @@ def test_processes_decide_together_whether_a_checkpoint_is_damaged(tmp_path):
 
 @pytest.mark.parametrize('options, words', [
     (['--process=0/2'], 'need both'), (['--coordinator=localhost:1', '--process=2/2'], 'need both'),
-    (['--distributed'], 'tells of no pod or cluster')])
+    (['--distributed'], 'no pod or cluster was detected')])
 def test_mistakes_in_joining_are_one_line(options, words, config, tmp_path):
   env = {key: value for key, value in ENV.items() if not key.startswith(('SLURM', 'OMPI', 'JOB_'))}
   result = launched.run(*flags(config), f'--workdir={tmp_path}', *options, env=env, check=False)

@@ -157,5 +157,5 @@ def test_folders_that_are_none_are_told(folder, tmp_path):
   with pytest.raises(UserError, match="no split 'valid', only train"):
     Folder(folder).split('valid')
   (tmp_path / 'prepare.json').write_text('{"schema": 99}')
-  with pytest.raises(UserError, match='schema 99'):
+  with pytest.raises(UserError, match='schema=99: must be 1'):
     Folder(tmp_path)

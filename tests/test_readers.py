@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from benchmarks.recordings import encode
 from m2d_clap_jax.audio import decode
-from tests.recordings import encode
 
 RATE = 48000
 TIME = np.arange(4 * RATE) / RATE

@@ -227,7 +227,7 @@ def test_fine_tuning_in_a_bucket(bucket, tmp_path, monkeypatch):
 
 def test_a_store_that_fails_ends_a_preparation_and_rejects_nothing(bucket, data, server, monkeypatch):
   monkeypatch.setattr(server.bucket, 'broken', '/audio/17.wav')
-  with pytest.raises(UserError, match='gs://bucket/audio/17.wav: the store does not give it .*the same command again'):
+  with pytest.raises(UserError, match='gs://bucket/audio/17.wav: cannot be read from the store .*repeat the command'):
     prepare.prepare(data / 'audio' / 'manifest.csv', f'{bucket}/audio', f'{bucket}/again', text_encoder=None, workers=1)
   assert not [name for name in paths.names_in(f'{bucket}/again') if name.startswith('train')]
   monkeypatch.undo()
@@ -255,7 +255,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
 
 
 def test_mistakes_with_stores_are_told(bucket, monkeypatch):
-  with pytest.raises(UserError, match='ftp://x/y: .* ftp:// are not known; known: gs://, s3://'):
+  with pytest.raises(UserError, match='ftp://x/y: ftp:// is not a known kind of store; known: gs://, s3://'):
     m2d_clap_jax.load('ftp://x/y')
   with pytest.raises(UserError, match='gs://bucket/nothing: no such file'):
     m2d_clap_jax.load(f'{bucket}/nothing')

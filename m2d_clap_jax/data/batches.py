@@ -1,4 +1,4 @@
-"""From a data folder to arrays: training batches by step number."""
+"""Training batches by step number, from a data folder."""
 import collections
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ Captions = Callable[[list[schema.Record], Sequence[float]], dict[str, np.ndarray
 
 
 def crop(logmel: np.ndarray, frames: int, where: float) -> np.ndarray:
-  """Cuts [F, T] to [F, frames] at the share `where` in [0, 1) of the possible starts; pads short clips with silence."""
+  """Cuts [F, T] to [F, frames] at the fraction `where` in [0, 1) of possible starts; pads short clips with silence."""
   spare = logmel.shape[1] - frames
   if spare < 0:
     return np.pad(logmel, ((0, 0), (0, -spare)), constant_values=SILENCE)
@@ -68,7 +68,7 @@ class TrainingBatches:
     seed: of the order, crops and captions.
     captions: `embeddings`, `Tokens`, or None for none: (clips, uniform numbers) -> arrays of the captions that they
       fall on.
-    part: (index, count) of this host; it gets the index-th of `count` equal parts of each batch.
+    part: (index, count) of this host, which gets the index-th of `count` equal parts of each batch.
     sizes, weights: of `Order`, where the clips are of several folders.
   """
 
@@ -78,7 +78,7 @@ class TrainingBatches:
     self.order = Order(split.num_clips, batch_size, seed, sizes, weights)
     if self.order.epoch_clips < batch_size:
       raise UserError(f'batch_size={batch_size} is more than the {self.order.epoch_clips} clips of {split.name!r}: '
-                      'a smaller batch or more data is needed')
+                      'use a smaller batch or more data')
     index, count = part
     self.rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
@@ -92,7 +92,7 @@ class TrainingBatches:
 
 
 def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int | None = None) -> Iterator[dict]:
-  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one a core, 2 to 8), two items more early."""
+  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one per core, 2 to 8) two items further ahead."""
   threads = threads or min(8, max(2, len(os.sched_getaffinity(0))))
   ahead = threads + 2
   with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:

@@ -1,7 +1,7 @@
 """Which clips, crops and captions make up a batch: a pure function of (seed, step).
 
-Nothing here has state. The position in the data is the step number, so a run continues exactly where it was, on any
-number of hosts, and host h reads rows h * B / H ... (h + 1) * B / H of a batch that is the same for all.
+Nothing here has state. The position in the data is the step number, so a run resumes exactly, on any number of hosts;
+host h reads rows h * B / H ... (h + 1) * B / H of a batch that is the same for all.
 """
 import functools
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import numpy as np
 class Order:
   """An endless sequence of shuffled epochs over `num_clips` clips, cut into batches.
 
-  Every clip comes exactly once an epoch, unless weights say otherwise. Batches run across the border of two epochs, so
-  that none is dropped.
+  Every clip occurs exactly once per epoch, unless weights say otherwise. Batches span the end of an epoch, so that no
+  clip is dropped.
 
   Args:
     num_clips: of all parts.
@@ -28,7 +28,7 @@ class Order:
     self.sizes = list(sizes or [num_clips])
     self.shares = [round(weight * size) for weight, size in zip(weights or [1] * len(self.sizes), self.sizes)]
     self.epoch_clips = sum(self.shares)
-    # A batch touches at most two epochs when it is no larger than the data; keep the permutations of the current ones.
+    # A batch not larger than the data spans at most two epochs; keep the permutations of the current ones.
     self._permutation = functools.lru_cache(maxsize=4)(self._draw_permutation)
 
   def _draw_permutation(self, epoch: int) -> np.ndarray:
@@ -63,7 +63,7 @@ class Order:
     return epochs * np.array(self.shares) + np.bincount(parts, minlength=len(self.sizes))
 
   def draws(self, step: int) -> np.ndarray:
-    """Uniform numbers [B, 2] of batch `step`: where each clip is cropped, which of its captions is taken."""
+    """Uniform numbers [B, 2] of batch `step`: where each clip is cropped, and which of its captions is used."""
     return np.random.default_rng([self.seed, 1, step]).random((self.batch_size, 2))
 
   def patchout(self, step: int) -> float:

@@ -10,7 +10,7 @@ from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.locks import locked
+from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.progress import Progress
 
 
@@ -29,11 +29,11 @@ class Source:
 
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
             num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None,
-            beam=None):
+            beam=None, columns=None, like=''):
   """Manifest and audio files -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
-    manifest: CSV or JSON lines (see data.manifest).
+    manifest: CSV, JSON lines or JSON, or a published data set (see data.manifest).
     audio_root: folder that the manifest's file names are relative to.
     out: folder to write. Shards of an interrupted run with the same manifest and settings are kept.
     text_encoder: name, folder, 'minilm', None or 'none' (no embeddings), or an object like text.TextEncoder.
@@ -46,6 +46,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     task: (i, n) writes every n-th shard, from the i-th, beside n - 1 others with the same arguments, on one machine or
       many that share `out`. Whichever ends last completes the folder. The result is that of one run.
     beam: options of Apache Beam, '' for its defaults, makes the shards in a Beam pipeline. The result is the same.
+    columns, like: names of the manifest's columns, or the data set that it is of (see data.manifest).
 
   Raises:
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
@@ -55,7 +56,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
   if beam is not None:
     audio_root, out = _absolute(audio_root), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
-  rows = _select(manifests.read_manifest(manifest, audio_root), split, manifest)
+  rows = _select(manifests.read_manifest(manifest, audio_root, columns, like), split, manifest)
   _check_root(rows, audio_root)
   if text_encoder == 'none':
     text_encoder = None
@@ -67,7 +68,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
   with _folder(out, task) as out:
     encoder = _encoder(text_encoder)
     settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
-    jobs = write.plan(rows, settings, num_shards)
+    jobs = write.plan(rows, settings, num_shards, _stamps(audio_root, rows))
     done = write.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
@@ -113,7 +114,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
   if bank:
     bank.mark_missing(rows)
   with _folder(out, task) as out:
-    jobs = write.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards)
+    jobs = write.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards, _stamps(logmels, rows))
     done = write.finished(out, jobs)
     source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
     todo = [job for job in jobs if job.name not in done]
@@ -133,7 +134,7 @@ def summary(meta, out):
                  f'rows: {n["rows"]} = {n["rows"] - n["rejected_rows"]} written + {n["rejected_rows"]} rejected')
   if any(n['rejected_rows'] for n in meta['splits'].values()):
     lines.append(f'  why files were rejected: {os.path.join(os.fspath(out), "rejected.csv")} '
-                 '(once they are mended, delete this folder to prepare it anew)')
+                 '(once they are mended, the same command writes their shards again)')
   return '\n'.join(lines)
 
 
@@ -198,6 +199,11 @@ def _settings(logmel, max_seconds, encoder, embedding_dtype):
           'text_encoder': described, 'embedding_dtype': embedding_dtype}
 
 
+def _stamps(root, rows):
+  """Sizes and times of the rows' files, by which a later preparation sees which of them have changed."""
+  return paths.stamps(root, [row.file_name for row in rows if not row.reason])
+
+
 def _encoder(text_encoder):
   if isinstance(text_encoder, str | os.PathLike):
     from m2d_clap_jax.text import TextEncoder
@@ -254,6 +260,6 @@ def _folder(out, task=None):
         os.makedirs(out, exist_ok=True)
         try:
           stack.enter_context(locked(os.path.join(out, name), shared=shared))
-        except BlockingIOError as e:
-          raise UserError(f'{out}: another preparation is writing here: wait for it, or choose another --out') from e
+        except HeldError as e:
+          raise UserError(f'{out}: another preparation is writing here ({e}): wait for it, or choose another --out') from e
     yield out

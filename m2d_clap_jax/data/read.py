@@ -5,6 +5,7 @@ offsets in the shards' sidecars, and neither TensorFlow nor an index of its own.
 """
 import collections
 import concurrent.futures
+import json
 import os
 import struct
 import sys
@@ -13,8 +14,8 @@ import threading
 import google_crc32c
 import numpy as np
 
-from m2d_clap_jax import paths
-from m2d_clap_jax.data import schema, write
+from m2d_clap_jax import fields, paths
+from m2d_clap_jax.data import description, schema, write
 from m2d_clap_jax.errors import UserError
 
 # A record of a TFRecord file: its length (uint64), that length's checksum, the data, the data's checksum.
@@ -33,15 +34,14 @@ class Folder:
 
   def __init__(self, path):
     self.path = os.fspath(paths.as_path(path))
-    description = os.path.join(self.path, 'prepare.json')
-    if not paths.as_path(description).exists():
+    prepared = os.path.join(self.path, 'prepare.json')
+    if not paths.as_path(prepared).exists():
       there = paths.names_in(self.path) if paths.as_path(self.path).is_dir() else []
       unfinished = any(map(write.SIDECAR.fullmatch, there))
       raise UserError(f'{self.path}: ' + (
           'its preparation is not finished: run the same `m2d-clap prepare` again' if unfinished else
           'is not a prepared data folder (no prepare.json): make it with `m2d-clap prepare`'))
-    self.meta = write.read_json(description)
-    schema.check_version(self.meta)
+    self.meta = description.read_prepared(prepared)
     self.splits = list(self.meta['splits'])
 
   def split(self, name, damaged='fail'):
@@ -57,6 +57,7 @@ class Split:
   Attributes:
     name, meta: the split's name and prepare.json's dict.
     num_clips: number of records.
+    fingerprint: of what the records were made of and of the sums of their values, from the sidecars.
     files: paths of the shards.
     damaged: {record: why it cannot be read}, of those found so far where they are skipped.
   """
@@ -70,7 +71,7 @@ class Split:
     stems = [os.path.join(folder, f'{name}-{i:05d}-of-{count:05d}') for i in range(count)]
     self.files = [f'{stem}.tfrecord' for stem in stems]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-      sidecars = list(pool.map(lambda stem: write.read_json(f'{stem}.tfrecord.json'), stems))
+      sidecars = list(pool.map(lambda stem: description.read_sidecar(f'{stem}.tfrecord.json'), stems))
       self._bytes = [sidecar['bytes'] for sidecar in sidecars]
       if not self.skip_damaged:
         list(pool.map(lambda pair: _check_length(*pair), zip(self.files, self._bytes)))
@@ -84,6 +85,8 @@ class Split:
     if self.num_clips != meta['splits'][name]['clips']:
       raise UserError(f'{folder}: split {name!r} has {self.num_clips} records where prepare.json says '
                       f'{meta["splits"][name]["clips"]}: run the same `m2d-clap prepare` again')
+    self.fingerprint = fields.checksum(json.dumps([
+        [sidecar['settings']['manifest'], sidecar['bytes'], sidecar['sum'], sidecar['sumsq']] for sidecar in sidecars]).encode())
     self._cache = collections.OrderedDict()
     self._lock = threading.Lock()
 

@@ -13,9 +13,10 @@ import json
 import math
 import os
 import re
+import sys
 
-from m2d_clap_jax import paths
-from m2d_clap_jax.data import schema
+from m2d_clap_jax import fields, paths
+from m2d_clap_jax.data import description, schema
 from m2d_clap_jax.errors import UserError
 
 FILES_PER_SHARD = 512  # 80 MB of 10-s clips: half a minute of work lost at most when a run is killed
@@ -24,17 +25,26 @@ SIDECAR = re.compile(r'(\w+)-(\d{5})-of-(\d{5})\.tfrecord\.json')
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One shard to write: its file name without suffix, its rows in the order of the records, and the run's settings."""
+  """One shard to write.
+
+  Attributes:
+    name: its file name without suffix.
+    rows: in the order of the records.
+    settings: of the run.
+    stamps: {file name: (bytes, what changes when the file does)} of the rows' files, as `paths.stamps` gives them.
+  """
   name: str
   rows: list
   settings: dict
+  stamps: dict = dataclasses.field(default_factory=dict)
 
 
-def plan(rows, settings, num_shards=None):
-  """Rows of all splits -> list[Shard]. A pure function of the manifest, so that shards can be written anywhere.
+def plan(rows, settings, num_shards=None, stamps=None):
+  """Rows of all splits -> list[Shard]. A pure function of its arguments, so that shards can be written anywhere.
 
   The rows of a split are ordered by the hash of their names, which makes shards alike, and cut into equal parts.
   """
+  stamps = stamps or {}
   splits = collections.defaultdict(list)
   for row in rows:
     splits[row.split].append(row)
@@ -45,7 +55,8 @@ def plan(rows, settings, num_shards=None):
     own = dict(settings, num_shards=count, manifest=_fingerprint(members))
     for i in range(count):
       part = members[i * len(members) // count:(i + 1) * len(members) // count]
-      shards.append(Shard(f'{split}-{i:05d}-of-{count:05d}', part, own))
+      shards.append(Shard(f'{split}-{i:05d}-of-{count:05d}', part, own,
+                          {row.file_name: stamps[row.file_name] for row in part if row.file_name in stamps}))
   return shards
 
 
@@ -85,7 +96,7 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
           data = schema.encode(schema.Record(row.file_name, result['logmel'], row.captions, vectors, row.labels))
           writer.write(data)
           offsets.append(position)
-          position += len(data) + 16  # length, its checksum, data, its checksum: 8 + 4 + n + 4 bytes
+          position += len(data) + description.RECORD_OVERHEAD
           counts.update(clips=1, captions=len(row.captions) if vectors is None else len(vectors),
                         truncated=int(result['truncated']))
           sums['elements'] += result['logmel'].size
@@ -97,14 +108,19 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
         on_file()
     if os.path.getsize(temporary) != position:
       raise OSError(f'{os.path.getsize(temporary)} of {position} bytes were written')
-  sidecar = dict(settings=shard.settings, bytes=position, offsets=offsets, rejected_files=rejected, **counts, **sums)
-  write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(sidecar), alone)
+  sidecar = dict(settings=shard.settings, bytes=position, offsets=offsets, rejected_files=rejected, stamps=shard.stamps,
+                 **counts, **sums)
+  write_text(os.path.join(out, f'{shard.name}.tfrecord.json'), json.dumps(fields.sealed(sidecar)), alone)
   return sidecar
 
 
 def finished(out, shards):
-  """Sidecars of the shards that are written already: {name: dict}. UserError if the folder was made otherwise."""
-  names = {shard.name for shard in shards}
+  """Sidecars of the shards that need not be written: {name: dict}; the others of which files have changed are told.
+
+  Raises:
+    UserError: the folder was made otherwise.
+  """
+  stamps, changed = {shard.name: shard.stamps for shard in shards}, []
   settings = {shard.name.rsplit('-', 3)[0]: shard.settings for shard in shards}
   found = {}
   there = paths.names_in(out)
@@ -113,13 +129,26 @@ def finished(out, shards):
     match = SIDECAR.fullmatch(name)
     if not match:
       continue
-    sidecar = read_json(os.path.join(out, name))
+    sidecar = description.read_sidecar(os.path.join(out, name))
     _check_settings(out, sidecar['settings'], settings.get(match[1], shards[0].settings), match[1] in settings)
     stem = name.removesuffix('.tfrecord.json')
     size, _ = sizes.get(f'{stem}.tfrecord', (None, None))
-    if stem in names and size == sidecar['bytes']:
-      found[stem] = sidecar
+    if stem in stamps and size == sidecar['bytes']:
+      new = _changed(sidecar.get('stamps'), stamps[stem])
+      changed += new
+      if not new:
+        found[stem] = sidecar
+  if changed:
+    print(f'note: {out}: {len(changed)} files are not those that were prepared, such as {changed[0]}: their shards are '
+          'written again', file=sys.stderr)
   return found
+
+
+def _changed(before, now):
+  """Names of files that a shard was made of and that are others now. What was made of files that are gone is kept."""
+  if before is None:  # made by a version that did not keep them
+    return []
+  return [name for name, stamp in now.items() if list(before.get(name, ())) != list(stamp)]
 
 
 def _check_settings(out, theirs, ours, same_split):
@@ -168,14 +197,6 @@ def write_text(path, text, alone=True):
     paths.write_text(path, text, alone)
 
 
-def read_json(path):
-  """A json file of a data folder. UserError if it cannot be read."""
-  try:
-    return json.loads(paths.read_bytes(path))
-  except (OSError, ValueError) as e:
-    raise UserError(f'{path}: cannot be read ({e}): delete it and prepare the data again') from e
-
-
 def write_metadata(out, alone=True):
   """Merges all sidecars of the folder into prepare.json (returned), rejected.csv and TFDS' metadata.
 
@@ -186,7 +207,7 @@ def write_metadata(out, alone=True):
   for name in paths.names_in(out):
     match = SIDECAR.fullmatch(name)
     if match:
-      splits[match[1]][int(match[2])] = read_json(os.path.join(out, name))
+      splits[match[1]][int(match[2])] = description.read_sidecar(os.path.join(out, name))
       total[match[1]] = int(match[3])
   for split, sidecars in splits.items():
     if len(sidecars) < total[split]:
@@ -200,7 +221,7 @@ def write_metadata(out, alone=True):
   _write_rejected(out, splits, alone)
   with writing(os.path.join(out, 'dataset_info.json')):
     _write_tfds(out, meta, splits)
-  write_text(os.path.join(out, 'prepare.json'), json.dumps(meta, indent=2) + '\n', alone)
+  write_text(os.path.join(out, 'prepare.json'), json.dumps(fields.sealed(meta), indent=2) + '\n', alone)
   return meta
 
 

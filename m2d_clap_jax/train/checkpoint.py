@@ -1,6 +1,8 @@
 """Checkpoints: orbax, saved in the background, each with the settings and history position it was made with."""
+import contextlib
 import functools
 import json
+import logging
 import re
 import sys
 import time
@@ -13,15 +15,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.options import at_least_one
 from m2d_clap_jax.paths import as_path, is_remote, make_folder, move, scheme_of
 from m2d_clap_jax.progress import quiet
+from m2d_clap_jax.train.sums import bit_sums
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
 MODEL = 'params', 'target_params', 'frozen', 'tables'  # of a state, what its model consists of; not all states have all
 # TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.
 UNDECODABLE = re.compile(r'^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND): |^FAILED_PRECONDITION: .*(ZSTD_|Invalid JSON)', re.DOTALL)
+STATUS = re.compile(r'^[A-Z]+_[A-Z_]+: |^(UNAVAILABLE|INTERNAL|UNKNOWN|ABORTED): ')  # that TensorStore's errors begin with
+SUMS = 'bit_sums'  # of a checkpoint's arrays, in its JSON data
 GOOD, BROKEN, UNREADABLE = range(3)  # verdicts on a checkpoint; the worst of all processes' counts
 
 
@@ -43,21 +49,30 @@ class Checkpoints:
   def __init__(self, workdir, *, keep: int = 2, keep_every: int | None = None):
     at_least_one('config.checkpoints', keep=keep, keep_every=1 if keep_every is None else keep_every)
     self.folder = _folder(workdir)
-    # TensorStore and gcsfs have kinds of their own for what a store refuses.
-    self._refusals = Exception if is_remote(self.folder) else OSError
+    self._step: int | None = None  # of the last save
+    _report_once()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
+  def metadata(self) -> dict:
+    """JSON data of the newest checkpoint of which they can be read; {} where there is none."""
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      with contextlib.suppress(Exception):  # `restore` will report it
+        return {key: value for key, value in _read_meta(self.folder / str(step)).items() if key != SUMS}
+    return {}
+
   def save(self, state: Any, meta: dict):
     """Saves in the background; `meta` is JSON data. UserError when the disk refuses this or the previous save."""
     step = int(state.step)
+    self.wait()
+    self._step = step
     try:
       self._manager.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
-    except self._refusals as error:
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(fields.sealed({**meta, SUMS: bit_sums(state)}))))
+    except Exception as error:  # orbax, TensorStore and the stores' clients have kinds of their own
       raise self._failed(step, error) from error
 
   def restore(self, abstract_state: Any) -> tuple[Any, dict]:
@@ -71,7 +86,9 @@ class Checkpoints:
     """
     while (step := self.latest()) is not None:
       try:
-        return _read_together(lambda step=step: self._read(step, abstract_state), self.folder / str(step))
+        state, meta = _read_together(lambda step=step: self._read(step, abstract_state), self.folder / str(step))
+        _check_sums(state, meta)  # all processes together, which all have read it by now
+        return state, meta
       except DamagedError as error:
         self._put_aside(step, error)
     raise UserError(f'{self.folder}: every checkpoint is damaged (they are in {self.folder.parent / DAMAGED}); start '
@@ -106,17 +123,46 @@ class Checkpoints:
     """Blocks until the save in the background is on disk."""
     try:
       self._manager.wait_until_finished()
-    except self._refusals as error:
-      raise self._failed(self.latest(), error) from error
+    except Exception as error:  # as in `save`
+      raise self._failed(self._step, error) from error
 
   def close(self):
     self.wait()
     self._manager.close()
 
-  def _failed(self, step, error) -> UserError:
-    reason = ' '.join(str(error).split())[:300]
+  def _failed(self, step, error) -> Exception:
+    if not is_remote(self.folder) and not _refused_by_disk(error):
+      return error
+    reason = ' '.join(str(error).split())
+    system = re.search(r'([^:]+) \[os_error_code', reason)  # in TensorStore's words, after pages of them
+    reason = system[1].strip() if system else reason[:300]
     return UserError(f'{self.folder}: the checkpoint of step {step} could not be written ({reason}): free disk space '
                      'or permissions are needed; the same command then continues from the last complete checkpoint')
+
+
+def _refused_by_disk(error: BaseException | None) -> bool:
+  while error is not None:
+    if isinstance(error, OSError) or STATUS.search(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _report_once():
+  """Keeps what fails in threads of orbax and TensorStore, and is raised by `Checkpoints`, off the terminal."""
+  logging.getLogger('absl').addFilter(_not_of_orbax)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _not_of_closed_loops
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+
+
+def _not_of_closed_loops(event):
+  """When one write fails, orbax closes the event loop that the others come back to."""
+  if str(event.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(event)
 
 
 def _folder(workdir):
@@ -144,7 +190,20 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 
 def _read_meta(place: epath.Path) -> dict:
-  return ocp.JsonCheckpointHandler().restore(place / 'meta', args=ocp.args.JsonRestore())
+  meta = ocp.JsonCheckpointHandler().restore(place / 'meta', args=ocp.args.JsonRestore())
+  if not isinstance(meta, dict) or not fields.is_sealed(meta):
+    raise DamagedError('its settings are not those that were saved')
+  meta.pop(fields.CHECKSUM, None)
+  return meta
+
+
+def _check_sums(state, meta: dict):
+  """Takes the sums of the arrays out of a checkpoint's JSON data; DamagedError where they are not those of `state`."""
+  known = meta.pop(SUMS, None)  # checkpoints of earlier versions have none
+  if known is not None:
+    wrong = [name for name, value in bit_sums(state).items() if known.get(name) != value]
+    if wrong:
+      raise DamagedError(f'{len(wrong)} arrays are not those that were saved, such as {wrong[0]}')
 
 
 def _read_together(read: Callable[[], Any], place: epath.Path):
@@ -173,10 +232,13 @@ def _read_together(read: Callable[[], Any], place: epath.Path):
                   'permissions allow it, the same command continues') from error
 
 
+DAMAGE = DamagedError, UnicodeDecodeError, json.JSONDecodeError, FileNotFoundError
+
+
 def is_damage(error: BaseException | None) -> bool:
   """Whether reading failed because data are missing or cannot be decoded; memory, storage and network are no damage."""
   while error is not None:  # orbax wraps what TensorStore raises
-    if isinstance(error, (json.JSONDecodeError, FileNotFoundError)) or UNDECODABLE.search(str(error)):
+    if isinstance(error, DAMAGE) or UNDECODABLE.search(str(error)):
       return True
     error = error.__cause__
   return False
@@ -231,4 +293,6 @@ def _read_parameters(place: epath.Path) -> tuple[dict, dict]:
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
   state = ocp.PyTreeCheckpointHandler().restore(place / 'state', args=ocp.args.PyTreeRestore(
       wanted, restore_args=as_numpy, partial_restore=True))
-  return {key: state[key] for key in wanted}, _read_meta(place)
+  meta = _read_meta(place)
+  _check_sums(state, meta)
+  return {key: state[key] for key in wanted}, meta

@@ -49,7 +49,7 @@ def lars(learning_rate: optax.Schedule, *, momentum: float = 0.9, weight_decay: 
          trust_coefficient: float = 0.001) -> optax.GradientTransformation:
   """Layer-wise adaptive rates (You et al., arXiv 1708.03888, algorithm 1).
 
-  The gradient of each matrix, weight_decay * p added, is multiplied by trust_coefficient * |p| / (|g| + weight_decay *
+  The gradient of each matrix, plus weight_decay * p, is multiplied by trust_coefficient * |p| / (|g| + weight_decay *
   |p|) before rate and momentum. Biases, norm scales and scalars are neither adapted nor decayed, as is usual.
   """
   def adapt(grads, params):
@@ -60,7 +60,7 @@ def lars(learning_rate: optax.Schedule, *, momentum: float = 0.9, weight_decay: 
       trust = trust_coefficient * p_norm / jnp.maximum(g_norm + weight_decay * p_norm, 1e-12)
       return jnp.where((p_norm > 0) & (g_norm > 0), trust, 1.0) * (g + weight_decay * p)
     return jax.tree.map(one, grads, params, decays(params))
-  # optax.lars divides by |g + weight_decay * p| instead, and the rate stands outside its momentum.
+  # optax.lars divides by |g + weight_decay * p| instead, and applies the rate outside its momentum.
   return optax.chain(optax.stateless(adapt), optax.scale_by_learning_rate(learning_rate), optax.trace(momentum))
 
 
@@ -82,8 +82,8 @@ class AmsgradState(NamedTuple):
 def scale_by_amsgrad(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
   """mu_hat / (sqrt(largest nu / (1 - b2^t)) + eps).
 
-  optax's own takes the largest of the bias-corrected moments, in which the noisy first ones win; torch's, that of the
-  moments themselves.
+  optax's version uses the maximum of the bias-corrected moments, which the noisy first ones dominate; torch's uses that
+  of the uncorrected moments.
   """
   def init(params):
     zeros = optax.tree.zeros_like(params)
@@ -101,6 +101,6 @@ def scale_by_amsgrad(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientT
   return optax.GradientTransformation(init, update)
 
 
-# Of fine-tuning. The LARS that EVAR used adapts a layer only where its weight decay is not 0, and EVAR passes 0: what
-# ran there under that name was plain momentum SGD.
+# For fine-tuning. EVAR's LARS adapts a layer only where its weight decay is not 0, and EVAR passes 0: in effect it ran
+# plain momentum SGD.
 FINE_TUNING = {'sgd': sgd, 'lars': lars, 'lars_as_run': sgd, 'adamw_amsgrad': amsgrad}

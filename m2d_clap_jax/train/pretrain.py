@@ -26,7 +26,8 @@ from m2d_clap_jax.train.prepared_data import PreparedData, open_data
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read
-from m2d_clap_jax.workdir import make_workdir
+from m2d_clap_jax.weights.description import check_network
+from m2d_clap_jax.workdir import own_workdir
 
 
 def run(config, workdir: str):
@@ -44,12 +45,16 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
-  with faults.guards(stall_seconds) as guards:
-    workdir = make_workdir(workdir)
+  with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(model.get('text_width') is not None)
     split = found.split
     weights = read(init) if init else None
+    saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
+    before = saved.metadata()
+    if before and not model.get('norm_stats'):
+      model = model | {'norm_stats': before['norm_stats']}
     network = make_model(model, found, weights)
+    check_data(before, found)
     mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
     sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
     batches = TrainingBatches(
@@ -62,7 +67,6 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
-    saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
     if weights and not meta:
@@ -79,7 +83,8 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'logmel': found.meta['logmel'], 'norm_stats': network.norm_stats,
-                            'text_encoder': found.meta['text_encoder']},
+                            'text_encoder': found.meta['text_encoder'],
+                            'data': {'clips': split.num_clips, 'fingerprint': split.fingerprint}},
           description=describe(network, split, state, mesh, total), at_start=True)
 
 
@@ -118,6 +123,30 @@ def make_model(options: dict, data: PreparedData, weights: Weights | None = None
   return model
 
 
+def check_data(before: dict, found: PreparedData):
+  """Whether a run goes on with the data that it began with; `before` are its checkpoint's JSON data, {} for a new one.
+
+  UserError for another number of clips, other log-mels or another text encoder; a notice for other records, with which
+  the run keeps the statistics that it standardises with.
+  """
+  def same(what: str, now, was):
+    if now != was:
+      raise UserError(f'{found.folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it '
+                      'those data again, or use another --workdir')
+  if not before:
+    return
+  encoder, its = found.meta['text_encoder'], before['text_encoder']
+  same('log-mels', found.meta['logmel'], before['logmel'])
+  same('captions of', encoder and (encoder['name'], encoder['hash']), its and (its['name'], its['hash']))
+  data = before.get('data')  # checkpoints of earlier versions have none
+  if data:
+    same('a number of clips of', found.split.num_clips, data['clips'])
+  if data and found.split.fingerprint != data['fingerprint'] and jax.process_index() == 0:
+    mean, std = before['norm_stats']
+    print(f'notice: {found.folder.path}: its records are not those that the run began with; it keeps its own mean {mean:.4f} and '
+          f'deviation {std:.4f}, where the data have {found.meta["mean"]:.4f} and {found.meta["std"]:.4f}', file=sys.stderr)
+
+
 def check_source(weights: Weights, data: PreparedData):
   """Whether the data are of the kind that the weights were trained on: UserError for another rate, which is another
   input; a notice for captions of another text encoder, which can be learned anew."""
@@ -135,25 +164,11 @@ def check_source(weights: Weights, data: PreparedData):
 
 def check_model(model: M2DCLAP):
   """Raises UserError for fields that no model can have."""
-  for part in ('', 'predictor_'):
-    width, heads = getattr(model, f'{part}width'), getattr(model, f'{part}heads')
-    if width % heads or width % 4:
-      raise UserError(f'config.model.{part}width: {width} is no multiple of config.model.{part}heads, {heads}, and of 4')
-  for size, patch, name in zip(model.input_size, model.patch_size, ('mel bins', 'frames')):
-    if size < patch:
-      raise UserError(f'config.model.input_size: {size} {name} are less than one patch of {patch}')
+  check_network(model, 'config.model.')
   visible = num_visible(model.num_patches, model.mask_ratio)
   if not 0 < visible < model.num_patches:
     raise UserError(f'config.model.mask_ratio={model.mask_ratio}: leaves {visible} of {model.num_patches} patches '
                     'visible, where some must be visible and some masked')
-  for key, known in {'predict': ('features', 'pixels'), 'dtype': ('float32', 'bfloat16'),
-                     'audio_projector': ('mlp', 'semantic'),
-                     'text_projector': (None, 'identity', 'linear', 'mlp')}.items():
-    if getattr(model, key) not in known:
-      raise UserError(f'config.model.{key}={getattr(model, key)!r}: unknown; known: {", ".join(map(str, known))}')
-  if model.text_projector == 'identity' and model.text_width not in (None, model.width):
-    raise UserError(f'config.model.text_projector=identity: needs config.model.text_width={model.width}, the width of the '
-                    f'encoder, where it is {model.text_width}')
 
 
 def count_parameters(model: M2DCLAP) -> int:

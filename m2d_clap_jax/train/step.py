@@ -27,7 +27,7 @@ class TrainState:
 
 
 def create_state(seed: int, *, model: M2DCLAP, tx: optax.GradientTransformation) -> TrainState:
-  """Initialises everything from one seed; traceable, so that drivers can create it already sharded.
+  """Initialises everything from one seed; traceable, so that drivers can create the state already sharded.
 
   The target encoder starts from its own random initialisation, as in the authors' public implementation.
   """
@@ -44,7 +44,7 @@ def create_state(seed: int, *, model: M2DCLAP, tx: optax.GradientTransformation)
 
 
 def draw_mask(rng: jax.Array, step: jax.Array, batch_size: int, *, model: M2DCLAP) -> Mask:
-  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same."""
+  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same mask."""
   key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
   noise = jax.random.uniform(key, (batch_size, model.num_patches))
   return random_mask(noise, num_visible(model.num_patches, model.mask_ratio))
@@ -61,10 +61,10 @@ def masked_losses(params, target_params, logmel, mask, *, model: M2DCLAP):
 
 
 def in_parts(function, parts: int, *arrays):
-  """Maps `function` over `parts` equal parts of the batch, one after the other, keeping no activations of a part.
+  """Maps `function` over `parts` equal parts of the batch sequentially, without keeping activations.
 
-  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass and whatever is
-  computed from the joined outputs, such as the contrastive loss, still sees the whole batch. Part i takes every
+  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass, and losses of the
+  joined outputs, such as the contrastive loss, still see the whole batch. Part i takes every
   parts-th sample, so that a batch sharded over devices stays sharded in the same way.
 
   Of what `function` returns, scalars are averaged over the parts and arrays joined along their first axis.
@@ -95,7 +95,7 @@ def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2D
 
   Args:
     batch: 'logmel' [B, F, T] raw and, with a CLAP head, 'text' [B, C] caption embeddings.
-    accumulate: number of parts that the batch is computed in, to save memory; the result does not change.
+    accumulate: number of parts in which the batch is computed, to save memory; the result does not change.
   """
   def forward(logmel, mask):
     return masked_losses(params, target_params, logmel, mask, model=model)
@@ -133,7 +133,7 @@ def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.
                   ema_schedule: optax.Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
-  Returns the new state and scalar metrics. `gather` makes parameters whole that are divided over devices (see
+  Returns the new state and scalar metrics. `gather` gathers parameters that are divided over devices (see
   `sharding.gather`); `loss_options` are those of `pretrain_loss`.
   """
   mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)

@@ -2,14 +2,17 @@
 import json
 import pathlib
 
+from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path
+from m2d_clap_jax.paths import as_path, read_bytes
+from m2d_clap_jax.weights import description
 from m2d_clap_jax.weights.core import Weights, check, family, overridden
 from m2d_clap_jax.weights.files import in_place, read_tensors
 from m2d_clap_jax.weights.names import to_flax, to_torch
 
 CONFIG, TENSORS, CARD = 'config.json', 'model.safetensors', 'README.md'
 FORMAT = 1  # of config.json
+_ADVICE = 'copy the folder again, or make it anew with `m2d-clap convert`'
 
 
 def save_portable(weights: Weights, folder):
@@ -26,8 +29,8 @@ def save_portable(weights: Weights, folder):
   save_card(weights, folder)
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
-            'classes': weights.classes, 'step': weights.step}
-  _write_text(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+            'classes': weights.classes, 'step': weights.step, 'tensors_checksum': fields.checksum(read_bytes(folder / TENSORS))}
+  _write_text(folder / CONFIG, json.dumps(fields.sealed(config), indent=2) + '\n')
   return folder
 
 
@@ -53,17 +56,14 @@ def model_card(weights: Weights) -> str:
 
 def read_portable(folder, overrides) -> Weights:
   """The model of a portable folder; overrides as in `weights.read`. UserError where the folder holds none."""
+  schema = {'m2d_clap_jax': fields.version(FORMAT), **description.CONFIG}
   try:
-    config = json.loads((folder / CONFIG).read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f'{folder / CONFIG}: not valid JSON ({error}); copy the folder again') from None
-  if not isinstance(config, dict) or config.get('m2d_clap_jax') != FORMAT:
-    raise UserError(f'{folder / CONFIG}: not the description of a portable model of format {FORMAT}; make the folder '
-                    'with `m2d-clap convert`')
-  missing = {'model', 'sample_rate', 'text_encoder', 'text_prefix', 'classes', 'step'} - set(config)
-  if missing:
-    raise UserError(f'{folder / CONFIG}: lacks {", ".join(sorted(missing))}; make the folder with `m2d-clap convert`')
+    config = fields.parse(read_bytes(folder / CONFIG), schema, folder / CONFIG, _ADVICE)
+  except OSError as error:
+    raise UserError(f'{folder / CONFIG}: cannot be read ({error.strerror or error}): check the file') from None
   tensors = read_tensors(folder / TENSORS)
+  if config.get('tensors_checksum') not in (None, fields.checksum(read_bytes(folder / TENSORS))):
+    raise UserError(f'{folder / TENSORS}: is not the file that {CONFIG} belongs to, or is damaged; {_ADVICE}')
   prefix = config['text_prefix']
   text = {name.removeprefix(prefix): value for name, value in tensors.items() if prefix and name.startswith(prefix)}
   try:

@@ -2,12 +2,14 @@
 import numpy as np
 from flax import traverse_util
 
+from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.paths import is_remote
 from m2d_clap_jax.text.flax_bert import to_torch
 from m2d_clap_jax.train.checkpoint import read_parameters
-from m2d_clap_jax.weights.core import Weights
+from m2d_clap_jax.weights import description
+from m2d_clap_jax.weights.core import Weights, check
 
 
 def read_run(workdir) -> Weights:
@@ -16,6 +18,7 @@ def read_run(workdir) -> Weights:
   step, arrays, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
   if 'norm_stats' not in meta:
     raise UserError(f'{workdir}: is a fine-tuning run; its classifier is in {workdir / "best"}')
+  fields.check(meta, description.RUN, f'{workdir}, step {step}: ', 'its description is damaged: use another run')
   model = {key: tuple(value) if isinstance(value, list) else value
            for key, value in meta.get('model', meta['settings']['model']).items()
            if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
@@ -28,20 +31,22 @@ def read_run(workdir) -> Weights:
   trees = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
            for tree, leaves in (('params', params), ('target', arrays.get('target_params')), ('tables', arrays.get('tables')))
            if leaves}
-  return Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
-                 text_encoder=encoder and {'pooling': 'mean', **encoder}, source=str(workdir), step=step)
+  weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
+                    text_encoder=encoder and {'pooling': 'mean', **encoder}, source=str(workdir), step=step)
+  check(weights)
+  return weights
 
 
 def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarray, sample_rate: int,
                        classes: tuple[str, ...], source: str = '', step: int = 0) -> Weights:
   """A trained classifier as Weights with a head. params, stats: 'params' and 'batch_stats'; table [1, 1 + N, D]."""
   network = classifier.pretrained
-  fields = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
+  names = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
   trees = {'params': params['network'], 'head': params['head'], 'head_stats': stats['head_norm'],
            'tables': {'pos_embed': table}}
   flat = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
           for tree, leaves in trees.items()}
-  return Weights(model={name: getattr(network, name) for name in fields} | {'text_width': None}, trees=flat,
+  return Weights(model={name: getattr(network, name) for name in names} | {'text_width': None}, trees=flat,
                  sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
 
 
