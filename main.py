@@ -23,6 +23,7 @@ from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostErro
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
            'finetune': ('m2d_clap_jax.train.finetune', 'run'),
+           'clap': ('m2d_clap_jax.train.clap', 'run'),
            **dict.fromkeys(('linear', 'zeroshot', 'retrieval'), ('m2d_clap_jax.eval.finished', 'run'))}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)

@@ -84,8 +84,8 @@ def parameters(workdir: pathlib.Path):
   import jax
 
   from m2d_clap_jax.train.checkpoint import read_parameters
-  step, params, target, _ = read_parameters(workdir)
-  return step, jax.tree.leaves((params, target))
+  step, arrays, _ = read_parameters(workdir)
+  return step, jax.tree.leaves(arrays)
 
 
 def run_kills(kills: int, scratch: pathlib.Path, seed: int = 0) -> tuple[list[dict], list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.report import CORES, Row, finish, in_turns
 from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import schema, write
-from m2d_clap_jax.data.batches import TrainingBatches, prefetch
+from m2d_clap_jax.data.batches import TrainingBatches, embeddings, prefetch
 from m2d_clap_jax.data.manifest import Row as Clip
 from m2d_clap_jax.data.read import Folder
 
@@ -49,7 +49,7 @@ def write_records(folder: str, clips: int):
 
 def load(split, batch_size: int, steps: int, threads: int):
   """The training driver's loader."""
-  batches = TrainingBatches(split, frames=CROP, batch_size=batch_size, seed=0, text=True)
+  batches = TrainingBatches(split, frames=CROP, batch_size=batch_size, seed=0, captions=embeddings)
   for batch in prefetch(batches, 0, steps, threads=threads):
     assert batch['logmel'].shape == (batch_size, LogMel().n_mels, CROP) and len(batch['text']) == batch_size
 
@@ -86,8 +86,8 @@ def bare_tfdata(split, batch_size: int, steps: int):
 
 
 def go_through(data):
-  for logmel, embeddings in data:
-    assert len(logmel) == len(embeddings)
+  for logmel, captions in data:
+    assert len(logmel) == len(captions)
 
 
 def main(argv=None):

@@ -25,7 +25,8 @@ def base():
   config.steps = placeholder(int)  # overrides epochs
 
   config.data = ConfigDict({
-      'folder': '',  # made by `m2d-clap prepare`
+      'folder': '',  # made by `m2d-clap prepare`; several, with commas between them, are mixed
+      'weights': placeholder(tuple),  # of several folders, how often the clips of each come in an epoch; None: once
       'split': 'train',
       'sample_rate': 16000,  # Hz; must match the prepared data
       'damaged': 'fail',  # or 'skip': leave out unreadable clips, and name and count them

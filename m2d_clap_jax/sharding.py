@@ -105,13 +105,14 @@ def table(shapes, mesh: Mesh) -> str:
 
 
 def _parts(state):
-  for name in ('encoder', 'predictor'):
+  for name in ('encoder', 'predictor', 'text_encoder'):
     if name in state.params:
       yield name, {name: state.params[name]}
-  rest = {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor')}
+  rest = {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor', 'text_encoder')}
   yield 'heads and embedding', rest
-  if state.target_params:
-    yield 'target', state.target_params
+  for part in ('target_params', 'frozen'):
+    if getattr(state, part, None):
+      yield part.removesuffix('_params'), getattr(state, part)
   yield 'optimizer', state.opt_state
 
 

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'm2d_clap_jax'
-CORE = ['losses.py', 'train/step.py', 'train/optim.py', 'sharding.py',
-        *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
+CORE = ['losses.py', 'train/step.py', 'train/clap_step.py', 'train/augment.py', 'train/optim.py',
+        'sharding.py', *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
 ABSENT = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'orbax.checkpoint', 'librosa',
           'soundfile', 'soxr', 'clu', 'ml_collections', 'sklearn', 'matplotlib']
 
@@ -43,7 +43,7 @@ ROOMS = {
 FLOORS = (
     r'errors',
     r'options|paths|progress|locks|workdir|fields',
-    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.checkpoint',
+    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.(checkpoint|sums)',
     r'text(\..*)?|weights(\..*)?',
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear',

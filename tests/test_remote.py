@@ -14,7 +14,7 @@ import soundfile
 import m2d_clap_jax
 from m2d_clap_jax import paths
 from m2d_clap_jax.data import prepare, worker
-from m2d_clap_jax.data.batches import TrainingBatches
+from m2d_clap_jax.data.batches import TrainingBatches, embeddings
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval.finished import evaluate
@@ -112,7 +112,7 @@ def test_data_prepared_in_a_bucket_are_the_bytes_prepared_on_a_disk(data, record
 
 
 def test_batches_from_a_bucket_are_those_from_a_disk(data, records):
-  batches = [TrainingBatches(Folder(place).split('train'), frames=32, batch_size=16, seed=1, text=True)
+  batches = [TrainingBatches(Folder(place).split('train'), frames=32, batch_size=16, seed=1, captions=embeddings)
              for place in (data / 'records', records)]
   for step in (0, 7):
     for key in ('logmel', 'text'):

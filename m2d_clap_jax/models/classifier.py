@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.models.m2d_clap import M2DCLAP
-from m2d_clap_jax.models.masking import take
 from m2d_clap_jax.models.posemb import sincos_2d
 
 EPSILON = 1e-5
@@ -70,10 +69,7 @@ class Classifier(nn.Module):
     """-> the head's input, before the batch norm: [B, H], float32."""
     if keep is not None and not self.flat:
       raise ValueError('without whole time columns there are no frames: structured patchout needs flat=True')
-    tokens, _ = self.network.embed(logmel)
-    if keep is not None:
-      tokens = jnp.concatenate([tokens[:, :1], take(tokens[:, 1:], keep)], axis=1)
-    z = self.network.encoder(tokens)[:, 1:].astype(jnp.float32)
+    z = self.network.encode(logmel, keep=keep)
     return jnp.mean(z if self.flat else self.network.frames(z), axis=1)
 
 

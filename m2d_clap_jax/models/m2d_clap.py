@@ -23,7 +23,7 @@ SIZES = {
     'large': dict(width=1024, depth=24, heads=16, predictor_width=512, predictor_depth=8, predictor_heads=16),
 }
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
-LOGIT_SCALE_MAX = math.log(100.0)
+LOGIT_SCALE_MAX = 4.6052  # log 100, rounded as in the public implementation
 
 
 class Online(NamedTuple):
@@ -155,13 +155,17 @@ class M2DCLAP(nn.Module):
     cut = table[1:].reshape(rows, columns, -1)[:, :grid[1]].reshape(grid[0] * grid[1], -1)
     return jnp.concatenate([table[:1], cut])
 
-  def encode(self, logmel: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Raw log-mels [B, F, T], unmasked -> patch embeddings [B, N, D], float32.
+  def encode(self, logmel: jax.Array, valid: jax.Array | None = None, keep: jax.Array | None = None) -> jax.Array:
+    """Raw log-mels [B, F, T] -> patch embeddings [B, N, D], float32.
+
+    With `keep`, int [B, K], the encoder sees these patches only (structured patchout) -> [B, K, D].
 
     `valid`, bool [B, N], marks the patches that exist where clips of different lengths are padded to one (see
     `valid_patches`); ignore the embeddings of the others.
     """
     tokens, _ = self.embed(logmel)
+    if keep is not None:
+      tokens = jnp.concatenate([tokens[:, :1], masking.take(tokens[:, 1:], keep)], axis=1)
     if valid is not None:
       valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)  # [CLS]
     return self.encoder(tokens, valid)[:, 1:].astype(jnp.float32)

@@ -49,7 +49,7 @@ def merge(tree, leaves: dict, source: str):
   if wrong:
     raise UserError(f'config.init={source}: its weights do not fit config.model: ' + ', '.join(wrong[:6])
                     + (f', and {len(wrong) - 6} more' if len(wrong) > 6 else ''))
-  merged = {path: _like(leaves[path], value) if path in leaves else value for path, value in flat.items()}
+  merged = {path: like(leaves[path], value) if path in leaves else value for path, value in flat.items()}
   return traverse_util.unflatten_dict(merged, sep='/'), sorted(parts - set(fresh)), fresh
 
 
@@ -57,5 +57,5 @@ def _in(part: str, path: str) -> bool:
   return path == part or path.startswith(f'{part}/')
 
 
-def _like(value: np.ndarray, leaf: jax.Array) -> jax.Array:
+def like(value: np.ndarray, leaf: jax.Array) -> jax.Array:
   return jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding)

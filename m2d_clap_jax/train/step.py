@@ -66,13 +66,27 @@ def in_parts(function, parts: int, *arrays):
   Differentiating through this is gradient accumulation: each part is recomputed in the backward pass, and losses of the
   joined outputs, such as the contrastive loss, still see the whole batch. Part i takes every
   parts-th sample, so that a batch sharded over devices stays sharded in the same way.
+
+  Of what `function` returns, scalars are averaged over the parts and arrays joined along their first axis.
   """
+  if parts == 1:
+    return function(*arrays)
+
   def split(x):
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-  loss, audio = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays))
-  if audio is not None:
-    audio = audio.swapaxes(0, 1).reshape(-1, audio.shape[-1])
-  return jnp.mean(loss), audio
+
+  def join(x):
+    return jnp.mean(x) if x.ndim == 1 else x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  return jax.tree.map(join, jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays)))
+
+
+def contrast(audio: jax.Array, text: jax.Array, logit_scale: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Contrastive loss of paired embeddings [B, E] of the whole batch, and what is logged of it."""
+  loss, logits = losses.clip_loss(audio, text, logit_scale)
+  diagonal = jnp.arange(logits.shape[0])
+  return loss, {'loss_clap': loss,
+                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
+                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
 
 
 def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2DCLAP, m2d_weight: float = 1.0,
@@ -85,20 +99,14 @@ def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2D
   """
   def forward(logmel, mask):
     return masked_losses(params, target_params, logmel, mask, model=model)
-  if accumulate == 1:
-    masked, audio = forward(batch['logmel'], mask)
-  else:
-    masked, audio = in_parts(forward, accumulate, batch['logmel'], mask)
+  masked, audio = in_parts(forward, accumulate, batch['logmel'], mask)
   loss = m2d_weight * masked
   metrics = {'loss_m2d': masked}
   if audio is not None:
     text = model.apply({'params': params}, batch['text'], method='project_text')
-    clap, logits = losses.clip_loss(audio, text, params['logit_scale'])
+    clap, of_clap = contrast(audio, text, params['logit_scale'])
     loss += clap_weight * clap
-    diagonal = jnp.arange(logits.shape[0])
-    metrics |= {'loss_clap': clap,
-                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
-                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
+    metrics |= of_clap
   return loss, metrics | {'loss': loss}
 
 
@@ -107,6 +115,18 @@ def clip_logit_scale(params):
   if 'logit_scale' not in params:
     return params
   return {**params, 'logit_scale': jnp.clip(params['logit_scale'], 0.0, LOGIT_SCALE_MAX)}
+
+
+def descend(state, grads, tx: optax.GradientTransformation):
+  """The optimizer's step -> (state, what is logged of it); then the logit scale is clipped. Of any state that has step,
+  params and opt_state."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = clip_logit_scale(optax.apply_updates(state.params, updates))
+  metrics = {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates),
+             'param_norm': optax.tree.norm(params)}
+  if 'logit_scale' in params:
+    metrics['logit_scale'] = params['logit_scale']
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
@@ -129,14 +149,8 @@ def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCL
   def loss(params):
     return pretrain_loss(gather(params), gather(state.target_params), batch, mask, model=model, **loss_options)
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
   decay = ema_schedule(state.step)
+  state, of_optimizer = descend(state, grads, tx)
   target_params = jax.tree.map(lambda t, p: decay * t + (1 - decay) * p, state.target_params,
-                               params['encoder'] if state.target_params else {})
-  params = clip_logit_scale(params)
-  metrics |= {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates),
-              'param_norm': optax.tree.norm(params), 'ema_decay': decay}
-  if 'logit_scale' in params:
-    metrics['logit_scale'] = params['logit_scale']
-  return state.replace(step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
+                               state.params['encoder'] if state.target_params else {})
+  return state.replace(target_params=target_params), metrics | of_optimizer | {'ema_decay': decay}
