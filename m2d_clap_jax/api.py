@@ -16,7 +16,7 @@ from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.models import inference
-from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights import Weights, family, read
 
 TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
 BATCH_NORM_EPSILON = 1e-5
@@ -71,6 +71,12 @@ class Pipeline:
     self._pooled = jax.jit(functools.partial(inference.pooled, network=self.network))
     self._columns = jax.jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
     self._project = jax.jit(functools.partial(inference.project, network=self.network))
+
+  def __repr__(self) -> str:
+    seconds = self.network.input_size[1] * self.logmel.hop / self.sample_rate
+    about = self.weights.text_encoder
+    text = f"captions by {about['name']}" if about else 'no captions'
+    return f'Pipeline({family(self.weights)}; chunks of {seconds:g} s; {text}; from {self.weights.source or "memory"})'
 
   @property
   def fingerprint(self) -> str:

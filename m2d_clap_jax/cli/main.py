@@ -49,6 +49,7 @@ def main(argv=None):
 def parse(argv):
   """Command line -> arguments, with `run` among them. Exits, as argparse does, for --help and for mistakes."""
   parser = argparse.ArgumentParser(prog='m2d-clap', description='M2D-CLAP: tools around training and using models.')
+  parser.add_argument('--version', action=_Version)
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   for name, about in COMMANDS.items():
     subparser = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,3 +58,15 @@ def parse(argv):
       command.add_arguments(subparser)
       subparser.set_defaults(run=command.run)
   return parser.parse_args(argv)
+
+
+class _Version(argparse.Action):
+  """--version: looked up only when it is asked for."""
+
+  def __init__(self, **options):
+    super().__init__(**options, nargs=0, help='show the version and exit')
+
+  def __call__(self, parser, *_):
+    from m2d_clap_jax import __version__
+    print(f'm2d-clap {__version__}')
+    parser.exit()

@@ -104,8 +104,8 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protoc
       title=f'{opened.name}, linear, first run')
   class_plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
-  return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
-                                                          for fold, row in zip(folds, scores)],
+  return {'score': mean, 'interval': interval, 'chance': metrics.chance(opened.targets(test_clips(opened))),
+          'scores': [{'fold': fold, 'runs': row.tolist()} for fold, row in zip(folds, scores)],
           'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
 
 
@@ -123,7 +123,7 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
   per_class = draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
                            multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
   if opened.multi_label:
-    return {'score': float(np.mean(list(per_class.values()))), 'chance': float(targets.mean()), 'per_class': per_class}
+    return {'score': float(np.mean(list(per_class.values()))), 'chance': metrics.chance(targets), 'per_class': per_class}
   result = zeroshot(audio, text, targets.argmax(axis=1))
   title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
   class_plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)

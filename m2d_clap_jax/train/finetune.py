@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.sampling import Epochs, rarity, validation_crops
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol, plots, report
+from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
 from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
@@ -90,10 +90,12 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
         rows.append({'run': number, 'fold': fold, **tuning.run(workdir / name, seed + number, fold)})
         note(f'{task}, {name}: {opened.metric} {100 * rows[-1]["score"]:.2f}%, of epoch {rows[-1]["epoch"]}')
   scores = [np.mean([row['score'] for row in rows if row['run'] == number]) for number in range(runs)]
+  scored = [clip for clip in opened.clips if opened.folds or clip.split == 'test'] or opened.clips
   mean, interval = linear_protocol.mean_and_interval(scores)
   if jax.process_index() == 0:
     report.write(workdir, {
-        'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval, 'trials': rows,
+        'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval,
+        'chance': metrics.chance(opened.targets(scored)), 'trials': rows,
         'settings': settings, 'model': {'source': init or 'at random',
                                         'fingerprint': weights.fingerprint if weights else 'at random'},
         'clips': {'used': len(opened.clips), 'rejected': found.rejected}})

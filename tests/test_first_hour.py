@@ -1,0 +1,74 @@
+"""What a newcomer meets in the first hour: names, versions, scores beside chance, and mistakes told in one line."""
+import configparser
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import m2d_clap_jax
+from m2d_clap_jax.eval import metrics, report
+from m2d_clap_jax.models import SIZES
+from m2d_clap_jax.weights import family
+from m2d_clap_jax.weights.public import model_name
+from tests.command_helpers import run
+from tests.test_api import tiny_weights
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def version_in_setup_cfg():
+  parser = configparser.ConfigParser()
+  parser.read(ROOT / 'setup.cfg')
+  return parser['metadata']['version']
+
+
+def test_the_version_is_that_of_setup_cfg_installed_or_not(capsys):
+  code = ('import importlib.metadata as m\n'
+          'def missing(_): raise m.PackageNotFoundError\n'
+          'm.version = missing\n'
+          'import m2d_clap_jax; print(m2d_clap_jax.__version__)')
+  bare = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert bare.stdout.strip() == version_in_setup_cfg(), bare.stderr
+  with pytest.raises(SystemExit) as stopped:
+    run('--version')
+  assert stopped.value.code == 0 and capsys.readouterr().out == f'm2d-clap {m2d_clap_jax.__version__}\n'
+
+
+def test_dir_lists_the_public_names():
+  assert {'load', 'Pipeline', '__version__'} <= set(dir(m2d_clap_jax))
+
+
+def test_a_model_says_what_it_is():
+  shown = repr(m2d_clap_jax.load(tiny_weights()))
+  weights = tiny_weights()
+  for part in (family(weights), '16 kHz', f'chunks of {weights.model["input_size"][1] / 100:g} s', 'captions by minilm'):
+    assert part in shown
+  assert 'no captions' in repr(m2d_clap_jax.load(dataclasses.replace(tiny_weights(text_width=None), text_encoder=None)))
+
+
+def test_a_size_has_its_name_by_width_and_depth():
+  narrow = {key: SIZES['tiny'][key] for key in ('width', 'heads')}
+  assert '(tiny, ' in family(tiny_weights(**narrow, depth=12))
+  six = tiny_weights(**narrow, depth=6)
+  assert '(width 192, 6 blocks, ' in family(six) and model_name(six) == 'm2d_clap_vit_w192d6'
+
+
+def test_tables_name_models_by_path_and_have_chance_beside_every_score():
+  ranks = metrics.audio_text_retrieval(np.eye(20), np.arange(20))
+  common = {'task': 'mine', 'metric': 'accuracy', 'model': {'source': 'runs/a', 'fingerprint': '0123456789abcdef'}}
+  text = report.tables([{'job': 'linear', 'score': 0.5, 'chance': metrics.chance(np.eye(8)), **common},
+                        {'job': 'retrieval', 'score': 1.0, **ranks, **common}])
+  assert '| mine | runs/a | accuracy | 50.0 |  | 12.5 |' in text and '0123' not in text
+  assert text.count('| R@1 by chance |') == 1 and text.count(' | 5.0 |\n') == 2
+
+
+def test_chance_is_what_random_scores_get():
+  rng = np.random.default_rng(0)
+  targets = (rng.random((4000, 5)) < [0.1, 0.2, 0.3, 0.4, 0.5]).astype(np.float32)
+  assert metrics.mean_average_precision(targets, rng.random((4000, 5))) == pytest.approx(metrics.chance(targets), abs=0.01)
+  relevant = np.repeat(np.eye(10, dtype=bool), 3, axis=1)
+  drawn = np.mean([metrics.retrieval(rng.random((10, 30)), relevant)['R@1'] for _ in range(300)])
+  assert drawn == pytest.approx(metrics.retrieval(1.0 * relevant, relevant)['chance'], abs=0.02)
