@@ -5,14 +5,15 @@ import re
 import sys
 import traceback
 
-# TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostError, Preempted
+from m2d_clap_jax.startup import prepare_process
+
+prepare_process()
+
+from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostError, Preempted  # noqa: E402  imports JAX
 
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),

@@ -1,16 +1,21 @@
 """What a newcomer meets in the first hour: names, versions, scores beside chance, and mistakes told in one line."""
 import configparser
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import librosa.filters
 import numpy as np
 import pytest
 
 import m2d_clap_jax
+from m2d_clap_jax.audio.logmel import LogMel, mel_filters
 from m2d_clap_jax.eval import metrics, report
 from m2d_clap_jax.models import SIZES
+from m2d_clap_jax.startup import CACHE
 from m2d_clap_jax.weights import family
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run
@@ -72,3 +77,36 @@ def test_chance_is_what_random_scores_get():
   relevant = np.repeat(np.eye(10, dtype=bool), 3, axis=1)
   drawn = np.mean([metrics.retrieval(rng.random((10, 30)), relevant)['R@1'] for _ in range(300)])
   assert drawn == pytest.approx(metrics.retrieval(1.0 * relevant, relevant)['chance'], abs=0.02)
+
+
+@pytest.mark.parametrize('rate', [16000, 32000])
+def test_the_mel_filters_are_librosas_to_the_bit(rate):
+  spec = LogMel.for_rate(rate)
+  theirs = librosa.filters.mel(sr=rate, n_fft=spec.n_fft, n_mels=spec.n_mels, fmin=spec.f_min, fmax=spec.f_max,
+                               htk=False, norm='slaney', dtype=np.float32)
+  np.testing.assert_array_equal(mel_filters(spec), theirs)
+
+
+def test_another_number_of_labels_compiles_nothing(caplog):
+  model = m2d_clap_jax.load(tiny_weights())
+  with jax.log_compiles():
+    model.encode_labels(['dog', 'rain', 'church bells'])
+    assert 'Compiling' in caplog.text
+    caplog.clear()
+    model.encode_labels(['cat', 'wind', 'street music', 'siren', 'a baby'])
+  assert 'Compiling' not in caplog.text
+
+
+@pytest.mark.parametrize('given, kept', [(None, True), ('', False), ('own', False)])
+def test_compiled_programs_are_kept_in_the_users_cache_unless_told_otherwise(given, kept, tmp_path):
+  env = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)} | ({} if given is None else {CACHE: given})
+  if given is None:
+    del env[CACHE]
+  code = ('from m2d_clap_jax.startup import prepare_process; prepare_process()\n'
+          'import jax, jax.numpy as jnp\n'
+          'jax.jit(lambda x: jnp.linalg.svd(jnp.sort(x @ x.T)))(jnp.ones((8, 8)))')
+  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  done = subprocess.run([sys.executable, '-c', code], env=env | {'PYTHONPATH': str(ROOT)}, cwd=tmp_path, capture_output=True,
+                        text=True)
+  assert done.returncode == 0 and done.stderr == ''
+  assert any(path.is_file() for path in (tmp_path / 'm2d_clap_jax').rglob('*')) == kept

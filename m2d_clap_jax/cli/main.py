@@ -7,6 +7,7 @@ import sys
 from absl import logging
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.startup import prepare_process
 
 COMMANDS = {
     'prepare': 'audio and captions -> TFRecord shards',
@@ -26,8 +27,8 @@ COMMANDS = {
 
 def main(argv=None):
   """Runs one subcommand; returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow's start-up notices would bury ours
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # it only writes files here; else it announces its rounding
+  if argv is None:  # the process is the command's own
+    prepare_process()
   logging.set_verbosity(logging.ERROR)  # orbax warns of what it was told to do
   args = parse(sys.argv[1:] if argv is None else argv)
   try:

@@ -74,7 +74,7 @@ def _attention(pipeline, files, folder) -> list:
     blocks = sorted({0, depth // 2, depth - 1})
     maps = {f'block {i + 1} of {depth}, mean of {weights.shape[1]} heads': weights[i].mean(axis=0) for i in blocks}
     written.append(_unused(folder, os.path.splitext(os.path.basename(file))[0], written))
-    plots.attention_maps(logmel, maps, written[-1], title=os.path.basename(file))
+    plots.attention_maps(logmel, maps, written[-1], spec=pipeline.logmel, title=os.path.basename(file))
   if not written:
     raise UserError('none of the files could be read, for the reasons above')
   return written

@@ -17,12 +17,13 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.text import flax_bert
 
 # Sentences are padded to the next of these lengths: few shapes, so few compilations.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
 # Encoders of captions in the authors' names of models that are no BERT -> what they are.
 _NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
             'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
             'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
+FEWEST_ROWS = 8  # of a batch: a few labels more or less are no new program
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
 
@@ -145,8 +146,8 @@ POOLINGS = {'mean': _mean, 'cls': _cls}
 
 
 def _pad(tokens, length, rows):
-  """Lists of token ids -> ids and mask [R, length], int32, where R is the next power of two up to `rows`."""
-  size = min(rows, 1 << (len(tokens) - 1).bit_length())
+  """Lists of token ids -> ids and mask [R, length], int32, where R is the next power of two from FEWEST_ROWS to `rows`."""
+  size = min(rows, max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()))
   ids, mask = np.zeros((2, size, length), np.int32)
   mask[:, 0] = 1  # a row that only fills up the batch attends to one token: no division by zero
   for i, row in enumerate(tokens):
