@@ -1,6 +1,7 @@
 """What a newcomer meets in the first hour: names, versions, scores beside chance, and mistakes told in one line."""
 import configparser
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -16,10 +17,12 @@ from m2d_clap_jax.audio.logmel import LogMel, mel_filters
 from m2d_clap_jax.eval import metrics, report
 from m2d_clap_jax.models import SIZES
 from m2d_clap_jax.startup import CACHE
+from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import family
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run
 from tests.test_api import tiny_weights
+from tests.test_pretrain import get_config, one_device, tiny_config  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -110,3 +113,28 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_told_otherwise(giv
                         text=True)
   assert done.returncode == 0 and done.stderr == ''
   assert any(path.is_file() for path in (tmp_path / 'm2d_clap_jax').rglob('*')) == kept
+
+
+@pytest.mark.parametrize('variant, steps, warmup', [('small_2s', 1960, 196), ('demo', 480, 48), ('small_2s', 100, 10)])
+def test_small_variants_warm_up_for_a_tenth_of_any_run(variant, steps, warmup, capsys):
+  options = get_config(variant).schedule.to_dict()
+  rate = pretrain.make_schedule(batch_size=256, epoch=10.0, total=steps, **options)
+  peak = options['base_learning_rate']
+  assert float(rate(warmup)) == pytest.approx(peak) and float(rate(warmup - 1)) == pytest.approx(peak * (1 - 1 / warmup))
+  assert capsys.readouterr().err == ''
+
+
+def test_a_run_that_is_all_warm_up_is_told(capsys):
+  recipe = get_config('base').schedule.to_dict()
+  pretrain.make_schedule(batch_size=2048, epoch=100.0, total=30000, **recipe)
+  assert capsys.readouterr().err == ''
+  pretrain.make_schedule(batch_size=2048, epoch=100.0, total=2000, **recipe)
+  assert 'the warm-up, 2000 steps, is no shorter than the run, 2000 steps' in capsys.readouterr().err
+
+
+def test_training_says_that_it_compiles_and_shows_the_first_step_at_once(data, tmp_path, capsys, one_device):  # noqa: F811
+  pretrain.run(tiny_config(data, steps=2, log_every=2, save_every=2, statistics_every=9, evals_every=9), str(tmp_path))
+  told = capsys.readouterr().err
+  assert told.index('compiling the update ...') < told.index('step 1/2  loss ') < told.index('step 2/2  loss ')
+  assert [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"loss"' in line
+          ] == [2], 'the row is shown, not logged: means are over log_every steps'

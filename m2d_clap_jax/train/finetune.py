@@ -30,7 +30,7 @@ from m2d_clap_jax.train.finetune_step import (
 )
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.schedule import Schedule, cosine_behind_warmup
+from m2d_clap_jax.train.schedule import Schedule, cosine_behind_warmup, warmup_notice
 from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
@@ -294,6 +294,8 @@ def _finished(folder, made_with: dict) -> dict:
 def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
               end: float = 1e-7) -> Schedule:
   """Half a cosine over all epochs to `end`, behind a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
+  if notice := warmup_notice(warmup_epochs * epoch, total):
+    note(notice)
   return cosine_behind_warmup(learning_rate, warmup_epochs * epoch, total, end)
 
 

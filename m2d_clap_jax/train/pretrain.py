@@ -21,7 +21,7 @@ from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine, warmup_notice
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read
@@ -166,9 +166,14 @@ def count_parameters(model: M2DCLAP) -> int:
 
 
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
-                  warmup_steps: int | None = None):
-  """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps) or steps."""
-  warmup = warmup_epochs * epoch if warmup_steps is None else warmup_steps
+                  warmup_share: float | None = None, warmup_steps: int | None = None):
+  """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps), or a share of the run
+  where that is given, or steps where these are."""
+  warmup = warmup_epochs * epoch if warmup_share is None else warmup_share * total
+  warmup = warmup if warmup_steps is None else warmup_steps
+  notice = warmup_notice(warmup, total)
+  if notice and jax.process_index() == 0:
+    print(notice, file=sys.stderr)
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 

@@ -31,6 +31,14 @@ def cosine_behind_warmup(peak: float, warmup_steps: float, total_steps: float, e
   return schedule
 
 
+def warmup_notice(warmup_steps: float, total_steps: float) -> str:
+  """What to tell of a schedule that never reaches its peak; '' of others."""
+  if 0 < total_steps <= warmup_steps:
+    return (f'notice: the warm-up, {warmup_steps:g} steps, is no shorter than the run, {total_steps:g} steps: the learning '
+            'rate never reaches its peak. Shorten the warm-up in config.schedule, or train for longer')
+  return ''
+
+
 def linear_ramp(start: float, end: float, total_steps: int) -> Schedule:
   """From `start` at the first update to `end` at the last, in equal steps (the EMA decay)."""
   def schedule(step):
