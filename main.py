@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.startup import prepare_process
+from m2d_clap_jax.startup import missing_device, prepare_process
 
 prepare_process()
 
@@ -23,6 +23,8 @@ DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
+_PRINT = '--config.print=True'  # shows the whole configuration and stops
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Open the data, make the model, show its memory, and stop before training.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 _PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
 _PEER_TIMEOUT = flags.DEFINE_integer(
@@ -40,8 +42,11 @@ def run():
     join_processes(_PEER_TIMEOUT.value, **by_hand(_COORDINATOR.value, _PROCESS.value))
   workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
   module, function = DRIVERS[config.job]
+  if _DRY_RUN.value and config.job not in ('pretrain', 'finetune'):
+    raise UserError(f'--dry_run: is for training; config.job={config.job} has nothing to stop before')
   getattr(importlib.import_module(module), function)(
-      config, workdir if '://' in workdir else os.path.abspath(os.path.expanduser(workdir)))
+      config, workdir if '://' in workdir else os.path.abspath(os.path.expanduser(workdir)),
+      **{'dry_run': True} if _DRY_RUN.value else {})
 
 
 def by_hand(coordinator, process) -> dict:
@@ -77,9 +82,15 @@ def main(argv):
 
 def parse(argv):
   """absl's own parser; its errors and those of configuration files are reported in one line, with the line of the file."""
+  printing = _PRINT in sys.argv
+  if printing:
+    sys.argv.remove(_PRINT)  # ml_collections would look for a key of that name
   try:
     rest = flags.FLAGS(argv)
     getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
+    if printing and _CONFIG.value is not None:
+      print(_CONFIG.value, end='')
+      sys.exit()
     return rest
   except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError,
           ValueError) as error:
@@ -116,6 +127,11 @@ if __name__ == '__main__':
     app.run(main, flags_parser=parse)
   except UserError as error:
     print(f'error: {error}{line_of_key(error)}', file=sys.stderr)
+    sys.exit(2)
+  except (RuntimeError, AssertionError):
+    if not (reason := missing_device()):
+      raise
+    print(f'error: {reason}', file=sys.stderr)
     sys.exit(2)
   except Preempted as notice:
     print(f'preempted: {notice}', file=sys.stderr)

@@ -31,6 +31,21 @@ def cache_folder() -> str:
   return os.path.join(base, 'm2d_clap_jax', 'compiled', f'{platform.machine()}-{zlib.crc32(about.encode()):08x}')
 
 
+def missing_device() -> str:
+  """After an error of JAX: a line to show instead where JAX_PLATFORMS names a device that is not there; '' otherwise."""
+  wanted = os.environ.get('JAX_PLATFORMS')
+  if not wanted:
+    return ''
+  import jax
+  try:
+    jax.devices()
+    return ''
+  except Exception:  # which one, if any, depends on what is installed
+    pass
+  return (f'JAX_PLATFORMS={wanted}: there is no such device, or JAX is installed without support for it: leave the variable '
+          "out to take what there is, or install the support (for NVIDIA GPUs: pip install 'jax[cuda12]')")
+
+
 def _keep_compiled_programs():
   if CACHE in os.environ:
     return

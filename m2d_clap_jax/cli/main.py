@@ -7,7 +7,7 @@ import sys
 from absl import logging
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.startup import prepare_process
+from m2d_clap_jax.startup import missing_device, prepare_process
 
 COMMANDS = {
     'prepare': 'audio and captions -> TFRecord shards',
@@ -36,6 +36,11 @@ def main(argv=None):
     sys.stdout.flush()
   except UserError as e:
     print(f'm2d-clap: {e}', file=sys.stderr)
+    return 2
+  except (RuntimeError, AssertionError):
+    if not (reason := missing_device()):
+      raise
+    print(f'm2d-clap: {reason}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''

@@ -10,7 +10,7 @@ from m2d_clap_jax.errors import UserError
 
 def add_arguments(p):
   p.description = """\
-Runs -> curves.png: one run's losses, norms, scores and schedules; of several
+Runs -> RUN_curves.png: one run's losses, norms, scores and schedules; of several
 runs a panel for each quantity and a line for each run. With --audio also, for
 the first RUN, which may then be any model, what its blocks attend to in each
 file. With --classes, where the sounds of each class lie in a sub-folder of its

@@ -37,15 +37,17 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
   if job != 'linear':  # of the training clips only the classes count
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
+  check(job, opened)
   folder = make_workdir(workdir)
   refuse_damaged(opened, missing_files(opened), folder, damaged)
   pipeline = api.load(init, **{key: value for key, value in model.items() if value})
   report.refuse_other(folder, pipeline.fingerprint)
-  check(job, opened, pipeline)
+  if job != 'linear' and pipeline.network.text_width is None:
+    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
   whole = opened
   opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
   refuse_damaged(whole, found.rejected, folder, damaged)
-  notice = check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+  notice = check(job, opened)  # again: what is left of the clips may lack a class
   if notice:
     print(notice, file=sys.stderr)
   print(summary(opened, found), file=sys.stderr)
@@ -57,8 +59,8 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   print((folder / report.TABLE).read_text())
 
 
-def check(job: str, opened: Task, pipeline) -> str:
-  """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
+def check(job: str, opened: Task) -> str:
+  """Whether a task fits the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
   if job == 'linear':
     return check_classes(opened)
   if not test_clips(opened):
@@ -67,8 +69,6 @@ def check(job: str, opened: Task, pipeline) -> str:
   if job == 'zeroshot' and unnamed(opened):
     raise UserError(f'{opened.name}: {unnamed(opened)!r} is no caption: give config.data.names=FILE, AudioSet\'s '
                     'class_labels_indices.csv, for the names of its labels')
-  if pipeline.network.text_width is None:
-    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
   return ''
 
 

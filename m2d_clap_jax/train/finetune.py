@@ -44,17 +44,17 @@ RESULT = 'result.json'
 UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'runs')
 
 
-def run(config, workdir: str):
+def run(config, workdir: str, dry_run: bool = False):
   """Fine-tunes as `config` (see configs/finetune.py) says, or continues what was begun in `workdir`."""
-  bind(finetune, config.to_dict(), 'config', given=('workdir',))(workdir)
+  bind(finetune, config.to_dict(), 'config', given=('workdir', 'dry_run'))(workdir, dry_run=dry_run)
 
 
-def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
+def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
              last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
              augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
              log_every: int, save_every: int, evals_every: int):
-  """Every argument is a key of the configuration and explained there."""
-  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  """Every argument but the first two is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
                evals_every=evals_every)
   if head not in HEADS:
@@ -83,6 +83,9 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
     note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
          f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
          f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts at random'))
+    if dry_run:
+      print(f'dry run: {count_parameters(classifier) / 1e6:.1f} M parameters; data and model fit; nothing was trained')
+      return
     rows = []
     for number in range(runs):
       for fold in opened.folds or (None,):

@@ -28,18 +28,18 @@ from m2d_clap_jax.weights import Weights, expected_shapes, read
 from m2d_clap_jax.workdir import make_workdir
 
 
-def run(config, workdir: str):
+def run(config, workdir: str, dry_run: bool = False):
   """Pre-trains as `config` (see configs/pretrain.py) says, or continues the run in `workdir`."""
   settings = config.to_dict()
-  bind(pretrain, settings, 'config', given=('workdir',))(workdir)
+  bind(pretrain, settings, 'config', given=('workdir', 'dry_run'))(workdir, dry_run=dry_run)
 
 
-def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
+def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
              steps: int | None, model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict,
              checkpoints: dict, stall_seconds: float, log_every: int, save_every: int, statistics_every: int,
              evals_every: int, evals: dict):
-  """Every argument is a key of the configuration and explained there."""
-  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  """Every argument but the first two is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
@@ -64,6 +64,11 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
     saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
     guards.watchdog.beat('opening the data')
+    if dry_run:
+      state = jax.eval_shape(functools.partial(create_state, seed, model=network, tx=tx))
+      batches(0)
+      print(describe(network, split, state, mesh, total) + '\ndry run: data and model fit; nothing was trained')
+      return
     state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
     if weights and not meta:
       state, taken = start_from(state, weights)
@@ -79,7 +84,7 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
                             'text_encoder': folder.meta['text_encoder']},
-          description=describe(network, split, state, mesh, total), at_start=True)
+          description=describe(network, split, state, mesh, total, int(state.step)), at_start=True)
 
 
 def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
@@ -193,8 +198,8 @@ def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):
                     title=clip.key, captions=clip.captions)
 
 
-def describe(model: M2DCLAP, split, state, mesh, total: int) -> str:
-  """The sizes of model, data and machine."""
+def describe(model: M2DCLAP, split, state, mesh, total: int, first: int = 0) -> str:
+  """The sizes of model, data and machine; `state` may be of shapes."""
   count = sum(x.size for x in jax.tree.leaves(state.params))
   return (f'{sharding.table(state, mesh)}\n{count / 1e6:.1f} M parameters, {model.num_patches} patches; '
-          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {int(state.step)} to {total}')
+          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {first} to {total}')
