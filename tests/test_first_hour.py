@@ -4,24 +4,31 @@ import dataclasses
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import librosa.filters
 import numpy as np
 import pytest
+import soundfile
+import yaml
+from huggingface_hub import constants
 
 import m2d_clap_jax
 from m2d_clap_jax.audio.logmel import LogMel, mel_filters
-from m2d_clap_jax.eval import metrics, report
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import finished, metrics, report
 from m2d_clap_jax.models import SIZES
 from m2d_clap_jax.startup import CACHE
 from m2d_clap_jax.train import pretrain
-from m2d_clap_jax.weights import family
+from m2d_clap_jax.weights import family, hub
 from m2d_clap_jax.weights.public import model_name
-from tests.command_helpers import run
+from tests.command_helpers import run, save_model
 from tests.test_api import tiny_weights
+from tests.test_commands_plot import write_run
 from tests.test_pretrain import get_config, one_device, tiny_config  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -138,3 +145,68 @@ def test_training_says_that_it_compiles_and_shows_the_first_step_at_once(data, t
   assert told.index('compiling the update ...') < told.index('step 1/2  loss ') < told.index('step 2/2  loss ')
   assert [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"loss"' in line
           ] == [2], 'the row is shown, not logged: means are over log_every steps'
+
+
+def test_figures_are_named_after_runs_and_lie_with_the_first(tmp_path, monkeypatch):
+  runs = [write_run(tmp_path / name, 1.0) for name in ('a', 'b')]
+  other = write_run(tmp_path / 'deep', 2.0).rename(tmp_path / 'b' / 'a')
+  (tmp_path / 'a' / 'curves.png').write_bytes(b'of the run itself')
+  monkeypatch.chdir(tmp_path)
+  assert run('plot', 'a') == 0 and run('plot', *runs) == 0 and run('plot', 'a', other.relative_to(tmp_path)) == 0
+  drawn = {path.name for path in (tmp_path / 'a').glob('*_curves.png')}
+  assert drawn == {'a_curves.png', 'a+b_curves.png', 'a+b_a_curves.png'} and not list(tmp_path.glob('*.png'))
+  assert (tmp_path / 'a' / 'curves.png').read_bytes() == b'of the run itself'
+
+
+def main_py(*options, **env):
+  return subprocess.run([sys.executable, str(ROOT / 'main.py'), *options], capture_output=True, text=True,
+                        env={**os.environ, **env}, cwd=ROOT.parent)
+
+
+def test_a_device_that_is_not_there_is_told_in_a_line(monkeypatch, tmp_path):
+  code = 'import sys; from m2d_clap_jax.cli import main; sys.exit(main.main())'
+  done = subprocess.run([sys.executable, '-c', code, 'info', save_model(tmp_path / 'model')], capture_output=True, text=True,
+                        env={**os.environ, 'JAX_PLATFORMS': 'rocm', 'PYTHONPATH': str(ROOT)})
+  assert done.returncode == 2 and done.stderr.startswith('m2d-clap: JAX_PLATFORMS=rocm: there is no such device')
+  assert done.stderr.count('\n') == 1
+
+
+def test_a_configuration_outside_the_checkout_builds_on_ours_and_is_shown_whole(tmp_path):
+  (tmp_path / 'mine.py').write_text('from configs import pretrain\n\n\ndef get_config():\n'
+                                    "  config = pretrain.get_config('small_2s')\n  config.steps = 7\n  return config\n")
+  done = main_py(f'--config={tmp_path}/mine.py', '--config.batch_size=9', '--config.print=True')
+  assert done.returncode == 0, done.stderr
+  shown = yaml.safe_load(done.stdout.replace('!!python/tuple', ''))
+  assert shown['batch_size'] == 9 and shown['steps'] == 7 and shown['model']['width'] == 192
+  wrong = main_py(f'--config={tmp_path}/mine.py', '--config.bach_size=9', '--config.print=True')
+  assert wrong.returncode == 2 and 'bach_size' in wrong.stderr and wrong.stderr.count('\n') == 1
+
+
+def test_a_dry_run_opens_data_and_model_and_trains_nothing(data, tmp_path, capsys, one_device):  # noqa: F811
+  config = tiny_config(data)
+  pretrain.run(config, str(tmp_path / 'run'), dry_run=True)
+  told = capsys.readouterr().out
+  assert 'MB a device' in told and '40 clips' in told and 'steps 0 to 4' in told and 'nothing was trained' in told
+  assert not list((tmp_path / 'run').iterdir())
+  config.model.text_width = 9
+  with pytest.raises(UserError, match='8 wide'):
+    pretrain.run(config, str(tmp_path / 'run'), dry_run=True)
+
+
+def test_retrieval_of_clips_without_captions_is_told_before_the_model_is_opened(tmp_path):
+  soundfile.write(tmp_path / 'a.wav', np.zeros(1600), 16000)
+  (tmp_path / 'mine.csv').write_text('file_name,label,split\na.wav,dog,test\n')
+  settings = dict(job='retrieval', task='mine', init='nowhere', data={'root': str(tmp_path)}, seed=0, model={}, protocol={})
+  with pytest.raises(UserError, match='mine: has no captions: add the column caption'):
+    finished.evaluate(str(tmp_path / 'run'), **settings)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_hub_that_never_answers_is_given_up_on(monkeypatch):
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+  with socket.socket() as silent:
+    silent.bind(('127.0.0.1', 0))
+    silent.listen()
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://%s:%d' % silent.getsockname())
+    start = time.monotonic()
+    assert hub.is_silent(seconds=0.3) and time.monotonic() - start < 5

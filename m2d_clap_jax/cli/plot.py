@@ -1,6 +1,7 @@
 """`m2d-clap plot`: pictures of runs and of models."""
 import itertools
 import os
+import re
 import sys
 
 import numpy as np
@@ -10,12 +11,13 @@ from m2d_clap_jax.errors import UserError
 
 def add_arguments(p):
   p.description = """\
-Runs -> RUN_curves.png: one run's losses, norms, scores and schedules; of several
-runs a panel for each quantity and a line for each run. With --audio also, for
-the first RUN, which may then be any model, what its blocks attend to in each
-file. With --classes, where the sounds of each class lie in a sub-folder of its
-name (sounds/dog/*, sounds/rain/*), also for the first RUN: embeddings.png, and
-if it knows text similarity.png, confusion.png and classes.png of zero-shot
+One run -> RUN_curves.png: its losses, norms, scores and schedules; several runs
+-> A+B_curves.png: a panel for each quantity and a line for each run. With
+--audio also, for the first RUN, which may then be any model, what its blocks
+attend to in each file: RUN_FILE_attention.png. With --classes, where the sounds
+of each class lie in a sub-folder of its name (sounds/dog/*, sounds/rain/*),
+also for the first RUN: RUN_embeddings.png, and if it knows text
+RUN_similarity.png, RUN_confusion.png and RUN_classes.png of zero-shot
 classification. Figures of evaluations are in their --workdir already."""
   p.epilog = """\
 examples:
@@ -26,21 +28,30 @@ examples:
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
   p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
   p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
-  p.add_argument('-o', '--out', default='.', metavar='FOLDER', help='where the figures go (default: here)')
+  p.add_argument('-o', '--out', metavar='FOLDER', help="where the figures go (default: the first RUN's folder; here, if it is none)")
 
 
 def run(args):
   from m2d_clap_jax import paths
-  folder = paths.as_path(args.out)
+  names = _called(args.runs)
+  own = paths.as_path(args.runs[0])
+  folder = paths.as_path(args.out or (own if own.is_dir() else '.'))
   written = []
   if args.audio or args.classes:
     from m2d_clap_jax import api
     pipeline = api.load(args.runs[0])
-    written += _attention(pipeline, args.audio, folder) if args.audio else []
-    written += _classes(pipeline, args.classes, folder) if args.classes else []
+    written += _attention(pipeline, args.audio, folder, names[0]) if args.audio else []
+    written += _classes(pipeline, args.classes, folder, names[0]) if args.classes else []
   if not written or _history(args.runs[0]):
-    written.append(_curves(args.runs, folder))
+    written.append(_curves(args.runs, names, folder))
   print('\n'.join(map(os.fspath, written)))
+
+
+def _called(runs: list[str]) -> list[str]:
+  """What figures call the runs or models: the last part of their paths, or the whole where these are alike."""
+  short = [re.sub(r'\.(pth|safetensors)$', '', os.path.basename(run if '://' in run else os.path.abspath(run)))
+           for run in (run.rstrip('/') for run in runs)]
+  return short if len(set(short)) == len(set(runs)) else [re.sub(r'[^\w.-]+', '_', run).strip('_.') for run in runs]
 
 
 def _history(workdir) -> dict:
@@ -48,21 +59,22 @@ def _history(workdir) -> dict:
   return read_history(workdir)
 
 
-def _curves(runs, folder):
+def _curves(runs, names, folder):
   from m2d_clap_jax.eval import plots
-  histories = {name: _history(name) for name in runs}
-  for name, history in histories.items():
-    if not history:
-      raise UserError(f'{name}: holds no metrics.jsonl with rows: name the --workdir of a run')
-  path = folder / 'curves.png'
+  histories = {}
+  for run, name in zip(runs, names):
+    histories[name] = _history(run)
+    if not histories[name]:
+      raise UserError(f'{run}: holds no metrics.jsonl with rows: name the --workdir of a run')
+  path = folder / f'{"+".join(names)[:100]}_curves.png'
   if len(runs) == 1:
-    plots.loss_curves(histories[runs[0]], path)
+    plots.loss_curves(histories[names[0]], path)
   else:
     plots.compared_curves(histories, path)
   return path
 
 
-def _attention(pipeline, files, folder) -> list:
+def _attention(pipeline, files, folder, name: str) -> list:
   from m2d_clap_jax.eval import attention, plots
   depth, written = pipeline.network.depth, []
   for file in files:
@@ -73,14 +85,14 @@ def _attention(pipeline, files, folder) -> list:
       continue
     blocks = sorted({0, depth // 2, depth - 1})
     maps = {f'block {i + 1} of {depth}, mean of {weights.shape[1]} heads': weights[i].mean(axis=0) for i in blocks}
-    written.append(_unused(folder, os.path.splitext(os.path.basename(file))[0], written))
+    written.append(_unused(folder, f'{name}_{os.path.splitext(os.path.basename(file))[0]}', written))
     plots.attention_maps(logmel, maps, written[-1], spec=pipeline.logmel, title=os.path.basename(file))
   if not written:
     raise UserError('none of the files could be read, for the reasons above')
   return written
 
 
-def _classes(pipeline, sounds, folder) -> list:
+def _classes(pipeline, sounds, folder, name: str) -> list:
   """How a model places the sounds of `sounds`/CLASS/."""
   from m2d_clap_jax.eval import class_plots
   from m2d_clap_jax.eval.class_plots import draw_classes
@@ -89,17 +101,17 @@ def _classes(pipeline, sounds, folder) -> list:
   classes = sorted(set(owners))
   labels = np.array([classes.index(owner) for owner in owners])
   title = os.path.basename(os.path.normpath(sounds))
-  written = [folder / 'embeddings.png'] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
-  class_plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  written = [folder / f'{name}_embeddings.png'] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
+  class_plots.embedding_map(features, labels, classes, folder / f'{name}_embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
   if audio is not None:
     text = pipeline.encode_labels(classes)
     found = zeroshot(audio, text, labels)
     title = f'{title}, zero-shot'
     draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
-                 title=title)
-    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
+                 title=title, prefix=f'{name}_')
+    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / f'{name}_similarity.png',
                          title=f'{title}: {100 * found["accuracy"]:.1f}%')
-    written += [folder / name for name in ('similarity.png', 'confusion.png', 'classes.png')]
+    written += [folder / f'{name}_{kind}.png' for kind in ('similarity', 'confusion', 'classes')]
   if not written:
     raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '
                     f'{class_plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')
