@@ -187,7 +187,7 @@ def test_a_dry_run_opens_data_and_model_and_trains_nothing(data, tmp_path, capsy
   pretrain.run(config, str(tmp_path / 'run'), dry_run=True)
   told = capsys.readouterr().out
   assert 'MB a device' in told and '40 clips' in told and 'steps 0 to 4' in told and 'nothing was trained' in told
-  assert not list((tmp_path / 'run').iterdir())
+  assert not [path for path in (tmp_path / 'run').rglob('*') if path.is_file()]
   config.model.text_width = 9
   with pytest.raises(UserError, match='8 wide'):
     pretrain.run(config, str(tmp_path / 'run'), dry_run=True)
@@ -207,6 +207,6 @@ def test_a_hub_that_never_answers_is_given_up_on(monkeypatch):
   with socket.socket() as silent:
     silent.bind(('127.0.0.1', 0))
     silent.listen()
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://%s:%d' % silent.getsockname())
+    monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{silent.getsockname()[1]}')
     start = time.monotonic()
     assert hub.is_silent(seconds=0.3) and time.monotonic() - start < 5

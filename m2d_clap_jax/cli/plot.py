@@ -28,14 +28,14 @@ examples:
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
   p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
   p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
-  p.add_argument('-o', '--out', metavar='FOLDER', help="where the figures go (default: the first RUN's folder; here, if it is none)")
+  p.add_argument('-o', '--out', metavar='FOLDER',
+                 help="where the figures go (default: the first RUN's folder; here, if it is none)")
 
 
 def run(args):
   from m2d_clap_jax import paths
   names = _called(args.runs)
-  own = paths.as_path(args.runs[0])
-  folder = paths.as_path(args.out or (own if own.is_dir() else '.'))
+  folder = paths.as_path(args.out or _own_folder(args.runs[0]))
   written = []
   if args.audio or args.classes:
     from m2d_clap_jax import api
@@ -45,6 +45,12 @@ def run(args):
   if not written or _history(args.runs[0]):
     written.append(_curves(args.runs, names, folder))
   print('\n'.join(map(os.fspath, written)))
+
+
+def _own_folder(run: str) -> str:
+  from m2d_clap_jax import paths
+  from m2d_clap_jax.weights import hub
+  return run if not hub.is_address(run) and paths.as_path(run).is_dir() else '.'
 
 
 def _called(runs: list[str]) -> list[str]:
@@ -101,8 +107,9 @@ def _classes(pipeline, sounds, folder, name: str) -> list:
   classes = sorted(set(owners))
   labels = np.array([classes.index(owner) for owner in owners])
   title = os.path.basename(os.path.normpath(sounds))
-  written = [folder / f'{name}_embeddings.png'] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
-  class_plots.embedding_map(features, labels, classes, folder / f'{name}_embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  embeddings = folder / f'{name}_embeddings.png'
+  written = [embeddings] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
+  class_plots.embedding_map(features, labels, classes, embeddings, title=f'{title}: clip embeddings (t-SNE)')
   if audio is not None:
     text = pipeline.encode_labels(classes)
     found = zeroshot(audio, text, labels)
