@@ -15,6 +15,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.text.tower import TextTower, padded
 
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
+FEWEST_ROWS = 8  # of a batch: a few labels more or less need no new compilation
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
 
@@ -106,8 +107,8 @@ class TextEncoder:
 
 
 def _pad(tokens, length, rows):
-  """As `padded`, for a number of rows that is the next power of two up to `rows`."""
-  size = min(rows, 1 << (len(tokens) - 1).bit_length())
+  """As `padded`, for a number of rows that is the next power of two from FEWEST_ROWS to `rows`."""
+  size = min(rows, max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()))
   return padded([*tokens, *[[0]] * (size - len(tokens))], length)  # one token: no division by zero
 
 
