@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 
-# TensorFlow only reads and writes files here; its start-up notices are of no use. Must be set before it is imported.
+# TensorFlow only reads and writes files here; this hides its start-up notices. Must be set before it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, end_on_interrupt, interrupts_in_one_line
@@ -23,6 +23,7 @@ from m2d_clap_jax.train.faults import EXIT_PREEMPTED, EXIT_STALLED, PeerLostErro
 # config.job -> module, function
 DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
            'finetune': ('m2d_clap_jax.train.finetune', 'run'),
+           'clap': ('m2d_clap_jax.train.clap', 'run'),
            **dict.fromkeys(('linear', 'zeroshot', 'retrieval'), ('m2d_clap_jax.eval.finished', 'run'))}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
@@ -31,11 +32,11 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a 
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 _PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
 _PEER_TIMEOUT = flags.DEFINE_integer(
-    'peer_timeout', 100, 'Seconds without a sign of life after which a process of several counts as gone.', lower_bound=1)
+    'peer_timeout', 100, 'Seconds without a heartbeat after which another process is considered lost.', lower_bound=1)
 
 
 def run():
-  logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
+  logging.set_verbosity(logging.WARNING)  # orbax reports each file it writes
   if _CONFIG.value is None:
     raise UserError('--config is missing: e.g. --config=configs/pretrain.py:demo')
   config = _CONFIG.value
@@ -50,7 +51,7 @@ def run():
 
 
 def by_hand(coordinator, process) -> dict:
-  """What `jax.distributed.initialize` must be told where no cluster tells it."""
+  """Arguments of `jax.distributed.initialize` for processes started by hand; {} in a cluster that it recognises."""
   if not coordinator and not process:
     return {}
   match = re.fullmatch(r'(\d+)/(\d+)', process or '')
@@ -60,18 +61,18 @@ def by_hand(coordinator, process) -> dict:
   return {'coordinator_address': coordinator, 'process_id': int(match[1]), 'num_processes': int(match[2])}
 
 
-def join_processes(peer_timeout: int, **told):
+def join_processes(peer_timeout: int, **arguments):
   import jax
   try:
-    jax.distributed.initialize(**told, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=3 * peer_timeout)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=3 * peer_timeout)
   except ValueError as error:
-    raise UserError(f'--distributed: this machine tells of no pod or cluster that it belongs to ({error}): leave the '
-                    'option out, start the processes by SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
+    raise UserError(f'--distributed: no pod or cluster was detected on this machine ({error}): leave the '
+                    'option out, start the processes with SLURM, Open MPI, Kubernetes or on a Cloud TPU pod, or give '
                     '--coordinator and --process') from error
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
-    raise UserError(f'--coordinator={told.get("coordinator_address")}: the processes did not find each other '
-                    f'({reason}): are all of them started, with the same address?') from error
+    raise UserError(f'--coordinator={arguments.get("coordinator_address")}: the processes did not find each other '
+                    f'({reason}): check that all are started with the same address') from error
 
 
 def main(argv):
@@ -81,10 +82,10 @@ def main(argv):
 
 
 def parse(argv):
-  """absl's own parser; its errors and those of configuration files are reported in one line, with the line of the file."""
+  """absl's parser; errors, including those of configuration files, become one line with the line number in the file."""
   try:
     rest = flags.FLAGS(argv)
-    getattr(_CONFIG.value, 'job', None)  # a file that could not be loaded fails only now
+    getattr(_CONFIG.value, 'job', None)  # a file that cannot be loaded fails only here
     return rest
   except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError,
           ValueError) as error:
@@ -94,11 +95,11 @@ def parse(argv):
     # ml_collections quotes a message within a message.
     message = ' '.join(lines).replace('\\n', '; ').replace("\\'", "'").replace("module 'config_config'", config_file())
     message = message[1:-1] if message[:1] in ('"', "'") and message[-1:] == message[:1] else message
-    if '--config=' in message:  # of our own files
+    if '--config=' in message:  # raised by this package's configurations
       raise UserError(message.removeprefix('ValueError: ')) from error
     places = re.findall(r'File "([^"]+)", line (\d+)', ''.join(traceback.format_exception(error)))
-    own = [line for name, line in places if config_file() and os.path.abspath(name) == os.path.abspath(config_file())]
-    raise UserError((f'{config_file()} line {own[-1]}: ' if own else '') + message) from error
+    lines_of_file = [line for name, line in places if config_file() and os.path.abspath(name) == os.path.abspath(config_file())]
+    raise UserError((f'{config_file()} line {lines_of_file[-1]}: ' if lines_of_file else '') + message) from error
 
 
 def config_file() -> str:
@@ -107,7 +108,7 @@ def config_file() -> str:
 
 
 def line_of_key(error: UserError) -> str:
-  """' (mine.py line 6)' of the line that sets a key that is not known; '' where there is none."""
+  """' (mine.py line 6)' for the line that sets an unknown key; '' if there is none."""
   key = re.match(r'config(?:\.\w+)*\.(\w+): unknown key', str(error))
   if not key or not os.path.exists(config_file()):
     return ''
@@ -128,7 +129,7 @@ if __name__ == '__main__':
     sys.exit(EXIT_PREEMPTED)
   except PeerLostError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
-    os._exit(EXIT_STALLED)  # at exit JAX would wait for the process that is gone
+    os._exit(EXIT_STALLED)  # a normal exit of JAX would wait for the lost process
   except KeyboardInterrupt:
     sys.exit(EXIT_INTERRUPTED)
   except Exception as error:

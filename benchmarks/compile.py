@@ -1,11 +1,11 @@
-"""How long a run takes to begin: compilation of the step, and the whole command up to its first update.
+"""Start-up time of a run: compilation of the step, and the whole command up to its first update.
 
   python -m benchmarks.compile --sizes small_2s base
   python -m benchmarks.compile --sizes base --batch 256 --dtype bfloat16 --no-start      # jax, flax and optax alone
 
 Compilation is timed without a cache, with all blocks and with one block scanned. The command is main.py on random
-records, first with an empty compilation cache and then with what that left; it counts from the process' start to the
-row of the first update in metrics.jsonl, so imports, opening of the data and initialisation are in it.
+records, first with an empty compilation cache and then with the filled one, timed from the start of the process to the
+row of the first update in metrics.jsonl, including imports, opening of the data and initialisation.
 """
 import argparse
 import os
@@ -58,7 +58,7 @@ def main(argv=None):
   parser.add_argument('--sizes', nargs='+', choices=SIZES, default=['small_2s', 'base'])
   parser.add_argument('--batch', type=int, default=8)
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-  parser.add_argument('--no-start', action='store_true', help='compilation alone, which needs no TensorFlow')
+  parser.add_argument('--no-start', action='store_true', help='compile only, which needs no TensorFlow')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   rows = []

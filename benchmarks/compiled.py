@@ -1,4 +1,4 @@
-"""What the compiler says of a compiled program: what it costs, and what it sends between devices."""
+"""The compiler's analysis of a compiled program: its costs and its communication between devices."""
 import re
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 'u8': 1}
 
 
 class Cost(NamedTuple):
-  """Of one device and call: GFLOP, GB accessed, MB of arguments (state and batch), of temporary memory, of all memory."""
+  """Costs per device and call: GFLOP, GB accessed, MB of arguments (state and batch), temporary and total memory."""
   flops: float
   accessed: float
   state: float
@@ -21,14 +21,14 @@ def cost(compiled) -> Cost:
   """`compiled`: of jax.jit(...).lower(...).compile(); figures are XLA's cost analysis and buffer assignment."""
   analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
   arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  # What is donated is argument and output at once.
+  # Donated memory is both argument and output.
   total = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
   return Cost(analysis.get('flops', 0) / 1e9, analysis.get('bytes accessed', 0) / 1e9,
               *(size / 2 ** 20 for size in (arguments, temporary, total)))
 
 
 def collectives(compiled) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-  """[(operation, [(type, shape) of its results])] of what the program sends between devices."""
+  """[(operation, [(type, shape) of its results])] of the program's communication between devices."""
   found = []
   for results, name in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', compiled.as_text()):
     found.append((name, [(kind, tuple(int(n) for n in dims.split(',') if n))

@@ -1,11 +1,11 @@
-"""What a pre-training step costs as it grows: by batch size, clip length and model size, from the compiler's own analysis.
+"""Costs of a pre-training step by batch size, clip length and model size, from the compiler's analysis.
 
   python -m benchmarks.costs                         # a minute or two; nothing is run, only compiled
   python -m benchmarks.costs --time --plot costs.png # also runs each step, on this machine
 
 FLOP and bytes accessed are XLA's cost analysis of the compiled step, memory is its buffer assignment, both for this
-machine's kind of device. Each table changes one thing of `--size`, `--batch` and the configuration's clip length.
-Devices: benchmarks.scale. Needs jax, flax, optax and numpy alone (and matplotlib for --plot).
+machine's kind of device. Each table varies one of `--size`, `--batch` and the configuration's clip length.
+For numbers of devices see benchmarks.scale. Needs only jax, flax, optax and numpy (and matplotlib for --plot).
 """
 import argparse
 from typing import NamedTuple
@@ -22,8 +22,8 @@ PATCH = 16
 
 
 class Cost(NamedTuple):
-  """Of one step: GFLOP by the method's arithmetic and by XLA, GB accessed, MB of state and of temporary memory, and ms
-  (NaN where it was not timed)."""
+  """Costs of one step: GFLOP by the method's arithmetic and by XLA, GB accessed, MB of state and of temporary memory, and
+  ms (NaN if not timed)."""
   arithmetic: float
   flops: float
   accessed: float
@@ -41,7 +41,7 @@ def cost(fields: dict, batch: int, timed: bool) -> Cost:
 
 
 def sweeps(args) -> dict[str, dict]:
-  """{what changes: {its value: (fields of the model, batch)}}."""
+  """{varied parameter: {its value: (fields of the model, batch)}}."""
   fields = {**PRESETS[args.size], 'dtype': args.dtype}
   columns = fields.get('input_size', (80, 608))[1] // PATCH
   return {
@@ -52,7 +52,7 @@ def sweeps(args) -> dict[str, dict]:
 
 
 def draw(found: dict[str, dict], path: str):
-  """One panel a sweep: FLOP, bytes and temporary memory, each beside its first value, on two logarithmic axes."""
+  """Draws one panel per sweep: FLOP, bytes and temporary memory relative to their first values, on logarithmic axes."""
   from m2d_clap_jax.eval.plots import growth
   growth({what: {name: {value: getattr(row, key) for value, row in rows.items()} for name, key in {
       'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()

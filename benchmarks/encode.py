@@ -3,10 +3,10 @@
   python -m benchmarks.encode --size base --batch 1 32 --torch
   python -m benchmarks.encode --size base --batch 1 32 256 --dtype bfloat16 --torch     # an accelerator
 
-A call takes waves in memory to embeddings in memory: log-mels, encoder, average, CLAP projection. PyTorch is given less
-to do: a ViT of the same size, in evaluation mode, on the very tokens that a clip has, whose log-mels are made already.
-Growth of memory is the most of any call, the first and its compilation included. Weights are random; neither TensorFlow
-nor orbax is needed.
+A call converts waves in memory to embeddings in memory: log-mels, encoder, average, CLAP projection. PyTorch has less
+to do: a ViT of the same size, in evaluation mode, on a clip's number of tokens, without computing log-mels.
+Growth of memory is the maximum over all calls, including the first and its compilation. Weights are random; neither
+TensorFlow nor orbax is needed.
 """
 import argparse
 import functools
@@ -35,7 +35,7 @@ def random_pipeline(model: M2DCLAP, batch_size: int) -> Pipeline:
 
 
 def token_counts(pipeline: Pipeline) -> list[int]:
-  """Tokens, [CLS] included, of the pieces that a clip is cut into."""
+  """Numbers of tokens, including [CLS], of a clip's chunks."""
   rows, columns = pipeline.network.grid
   left = -(-pipeline.logmel.num_frames(SECONDS * pipeline.sample_rate) // pipeline.network.patch_size[1])
   counts = []
@@ -76,7 +76,7 @@ def main(argv=None):
       functions[f'torch {batch}'] = TorchEncoder(model, batch, tokens)
   products = matrix_products(args.dtype, args.matmul, 1)
   functions |= {f'product {n}': function for n, function in products.items()}
-  # Threads of one library still spin for a moment when the other's turn comes.
+  # The threads of one library still spin for a moment after its turn.
   timings = in_turns(functions, args.rounds, warm_up=1, pause=0.3 if args.torch else 0.0)
   settings = {'size': args.size, 'input': model.input_size, 'seconds': SECONDS, 'dtype': args.dtype,
               'rounds': args.rounds, 'device': device.device_kind, 'jax': jax.__version__}

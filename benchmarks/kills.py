@@ -1,11 +1,11 @@
-"""A small training run that is killed again and again, beside the same run left alone: what is lost, repeated, skipped?
+"""Kills a small training run again and again and compares it with an uninterrupted run: is anything lost or repeated?
 
   python -m benchmarks.kills --kills 200
 
-Each life ends by SIGKILL or SIGTERM at a random moment, some of them while a checkpoint is being written; the same
-command then goes on. At the end the broken run must have logged every step once, with the losses of the other run bit
-for bit, and its last checkpoint must hold the same numbers: a batch that was left out or came twice would change them.
-Needs what training needs; half an hour on two cores.
+Each process is ended by SIGKILL or SIGTERM at a random moment, sometimes while a checkpoint is being written; the same
+command then continues. At the end the interrupted run must have logged every step once, with the losses of the other
+run bit for bit, and its last checkpoint must contain the same numbers: a skipped or repeated batch would change them.
+Needs the dependencies of training; takes half an hour on two cores.
 """
 import argparse
 import json
@@ -30,7 +30,7 @@ SPEEDS = 'samples_per_second', 'data_wait'  # the only figures of a row that may
 
 
 def command(data: str, workdir: pathlib.Path, steps: int) -> list[str]:
-  """A tiny model, so that a life is mostly start, save and end; checkpoints every few steps."""
+  """A tiny model, so that a process mostly starts, saves and ends; checkpoints every few steps."""
   return [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/pretrain.py:small_2s', f'--workdir={workdir}',
           f'--config.data.folder={data}', f'--config.model.text_width={WIDTH}', '--config.model.width=32',
           '--config.model.depth=1', '--config.model.heads=2', '--config.model.predictor_width=16',
@@ -53,7 +53,7 @@ def one_life(run: list[str], workdir: pathlib.Path, environment: dict, draw: np.
   start = time.monotonic()
   process = subprocess.Popen(run, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True)
-  # A fifth of the lives end before their first step: while the process starts, restores, or writes its first row.
+  # A fifth of the processes end before their first step: while they start, restore, or write the first row.
   early = start + draw.uniform(1, 8) if draw.random() < 0.2 else None
   while process.poll() is None:
     if early:
@@ -68,10 +68,10 @@ def one_life(run: list[str], workdir: pathlib.Path, environment: dict, draw: np.
   process.send_signal(kind)
   errors = process.communicate(timeout=300)[1]
   code = process.returncode
-  # Before Python has set up its handler, SIGTERM ends it at once; then nothing has been begun, either.
+  # Before the handler is installed, SIGTERM ends the process at once; then it has not begun anything either.
   allowed = {0, -signal.SIGKILL} if kind == signal.SIGKILL else {0, EXIT_PREEMPTED, -signal.SIGTERM}
   if code not in allowed:
-    raise SystemExit(f'error: a life ended by {kind!r} with code {code}:\n{errors}')
+    raise SystemExit(f'error: a process ended by {kind!r} with code {code}:\n{errors}')
   return {'signal': signal.Signals(kind).name, 'saving': inside, 'code': code, 'seconds': time.monotonic() - start}
 
 
@@ -84,12 +84,12 @@ def parameters(workdir: pathlib.Path):
   import jax
 
   from m2d_clap_jax.train.checkpoint import read_parameters
-  step, params, target, _ = read_parameters(workdir)
-  return step, jax.tree.leaves((params, target))
+  step, arrays, _ = read_parameters(workdir)
+  return step, jax.tree.leaves(arrays)
 
 
 def run_kills(kills: int, scratch: pathlib.Path, seed: int = 0) -> tuple[list[dict], list[str]]:
-  """-> what each life was, and everything that is wrong at the end: nothing, if all is well."""
+  """-> a record of each process, and the list of errors at the end, empty if all is well."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(scratch / 'cache')}
   data = scratch / 'data'
   data.mkdir()
@@ -105,10 +105,10 @@ def run_kills(kills: int, scratch: pathlib.Path, seed: int = 0) -> tuple[list[di
       break
   progress.close()
   last = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
-  wrong = [f'the last life ended with {last.returncode}: {last.stderr[-500:]}'] if last.returncode else []
+  wrong = [f'the last process ended with {last.returncode}: {last.stderr[-500:]}'] if last.returncode else []
   found, expected = rows(broken), rows(whole)
   if [row['step'] for row in found] != [row['step'] for row in expected]:
-    wrong.append('steps are missing from the log, or come twice')
+    wrong.append('steps are missing from the log or repeated')
   wrong += [f'step {a["step"]} differs' for a, b in zip(found, expected) if a != b][:5]
   (step, got), (end, wanted) = parameters(broken), parameters(whole)
   if step != end or not all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True)):

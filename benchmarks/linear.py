@@ -1,9 +1,9 @@
-"""The linear evaluation of all folds and runs side by side, beside the same problems one after the other.
+"""Linear evaluation of all folds and runs in parallel, beside the same problems one after the other.
 
   python -m benchmarks.linear --clips 2000 --folds 5 --runs 3
 
-Features are random numbers about one centre for each class, as wide as Base's; every problem is trained for the same
-number of epochs, all that the protocol allows, so that no early stop makes either way look fast.
+Features are random numbers around one centre per class, as wide as Base's; every problem is trained for the
+maximum number of epochs, so that early stopping favours neither.
 """
 import argparse
 import functools
@@ -23,7 +23,7 @@ def data(clips: int, classes: int, width: int):
 
 
 def problems(targets: np.ndarray, folds: int, runs: int):
-  """Those of the evaluation: a fold is the test, a tenth of the others the validation."""
+  """The problems of the evaluation: one fold is the test set, a tenth of the others the validation set."""
   fold = np.random.default_rng(1).permutation(len(targets)) % folds
   none = np.array([], int)
   splits = [{'train': np.flatnonzero(fold != k), 'valid': none, 'test': np.flatnonzero(fold == k)} for k in range(folds)]

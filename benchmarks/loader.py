@@ -1,10 +1,10 @@
-"""The training loader beside a raw read of its files and a bare tf.data read and parse of them.
+"""The training loader, beside a raw read of its files and a minimal tf.data pipeline that reads and parses them.
 
   python -m benchmarks.loader --clips 2000 --batch 64
 
 Writes records of the real schema (80 x 1001 float16 log-mels, 5 float32 caption embeddings of 768) to a temporary
-folder, so that all reads come from the page cache. The loader gives random 608-frame crops, a random caption of each
-clip, and batches in an exactly shuffled order; the ceilings give whole records as they come.
+folder, so that all reads come from the page cache. The loader returns random 608-frame crops with a random caption of
+each clip, in batches in an exactly shuffled order; the ceilings return whole records in any order.
 """
 import argparse
 import concurrent.futures
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.report import CORES, Row, finish, in_turns
 from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import schema, write
-from m2d_clap_jax.data.batches import TrainingBatches, prefetch
+from m2d_clap_jax.data.batches import TrainingBatches, embeddings, prefetch
 from m2d_clap_jax.data.manifest import Row as Clip
 from m2d_clap_jax.data.read import Folder
 
@@ -48,14 +48,14 @@ def write_records(folder: str, clips: int):
 
 
 def load(split, batch_size: int, steps: int, threads: int):
-  """What the training driver does."""
-  batches = TrainingBatches(split, frames=CROP, batch_size=batch_size, seed=0, text=True)
+  """The training driver's loader."""
+  batches = TrainingBatches(split, frames=CROP, batch_size=batch_size, seed=0, captions=embeddings)
   for batch in prefetch(batches, 0, steps, threads=threads):
     assert batch['logmel'].shape == (batch_size, LogMel().n_mels, CROP) and len(batch['text']) == batch_size
 
 
 def read(files):
-  """All bytes of the files, once, on all cores."""
+  """Reads all bytes of the files once, on all cores."""
   def whole(path):
     buffer = bytearray(1 << 20)
     with open(path, 'rb', buffering=0) as f:
@@ -68,7 +68,7 @@ def read(files):
 def bare_tfdata(split, batch_size: int, steps: int):
   """Bare tf.data on all cores: records in any order -> arrays of batches, nothing shuffled, cropped or picked.
 
-  Returns the data set; making it is no part of what is timed.
+  Returns the data set, whose creation is not timed.
   """
   import tensorflow as tf
   features = schema.tf_features(split.meta)
@@ -79,15 +79,15 @@ def bare_tfdata(split, batch_size: int, steps: int):
             tf.io.decode_raw(examples['caption_embeddings'], tf.float32))
   options = tf.data.Options()
   options.deterministic = False
-  # One of each for a core: tf.data's own tuning takes a while to get there.
+  # One of each per core, because tf.data's autotuning takes a while to reach that.
   data = tf.data.TFRecordDataset(split.files, num_parallel_reads=CORES).repeat().batch(batch_size)
   data = data.map(to_arrays, num_parallel_calls=CORES).prefetch(4)
   return data.take(steps).with_options(options)
 
 
 def go_through(data):
-  for logmel, embeddings in data:
-    assert len(logmel) == len(embeddings)
+  for logmel, captions in data:
+    assert len(logmel) == len(captions)
 
 
 def main(argv=None):
@@ -95,8 +95,8 @@ def main(argv=None):
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--clips', type=int, default=2000)
   parser.add_argument('--batch', type=int, default=64)
-  parser.add_argument('--steps', type=int, default=100, help='batches of one timed turn')
-  parser.add_argument('--threads', type=int, default=2, help='that make batches; the training driver has 2')
+  parser.add_argument('--steps', type=int, default=100, help='batches per timed round')
+  parser.add_argument('--threads', type=int, default=2, help='threads that make batches; the training driver has 2')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)

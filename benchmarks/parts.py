@@ -1,12 +1,12 @@
-"""Where the time of the pre-training step goes: its parts, each compiled and timed alone, in turns with the whole.
+"""Breaks down the time of the pre-training step: each part compiled and timed alone, alternating with the whole.
 
   python -m benchmarks.parts --size base --batch 8 --steps 5
   python -m benchmarks.parts --size base --batch 256 --steps 20 --dtype bfloat16     # an accelerator
 
-The encoders and the predictor run forward on random tokens of the real number. Gradients are what `loss and gradients`
-takes beyond the forward pass; optimizer and EMA what the step takes beyond that. XLA also fuses across such borders, so
-that differences of a few per cent mean nothing. The step is also compiled without what is no matrix product, each kind in
-turn: what that saves is what it costs. Takes the options of benchmarks.train_step.
+The encoders and the predictor run forward on random tokens, in their real number. The time of the gradients is that of
+`loss and gradients` minus the forward pass; that of optimizer and EMA is the step minus both. XLA also fuses across these
+boundaries, so differences of a few per cent mean nothing. The step is also compiled without GELU, softmax or layer norms,
+one at a time, to measure the cost of each. Takes the options of benchmarks.train_step.
 """
 import functools
 from unittest import mock
@@ -21,13 +21,13 @@ from m2d_clap_jax.models import M2DCLAP, vit
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.train.step import draw_mask, pretrain_loss
 
-# What can be left out: where it is, and what takes its place.
+# Operations that can be left out: their location and replacement.
 WITHOUT = {'GELU': (vit, 'gelu', lambda x: x), 'softmax': (vit.nn, 'softmax', lambda x: x),
            'layer norms': (vit.LayerNorm, '__call__', lambda self, x: x)}
 
 
 def steps_without(model: M2DCLAP, batch: dict) -> dict:
-  """{what is left out: JaxStep}; their losses mean nothing."""
+  """{operation left out: JaxStep}; their losses are meaningless."""
   steps = {}
   for name, (place, attribute, instead) in WITHOUT.items():
     with mock.patch.object(place, attribute, instead):
@@ -36,10 +36,10 @@ def steps_without(model: M2DCLAP, batch: dict) -> dict:
 
 
 def make_parts(model: M2DCLAP, step: JaxStep, batch: dict) -> dict:
-  """{part: function that computes it once}; parameters are arguments, so that nothing is computed at compile time."""
+  """{part: function that computes it once}; parameters are arguments, to prevent constant folding at compile time."""
   size = len(batch['logmel'])
   visible = num_visible(model.num_patches, model.mask_ratio)
-  state = jax.tree.map(jnp.copy, step.state)  # the step donates its own
+  state = jax.tree.map(jnp.copy, step.state)  # the step donates its state
   mask = jax.jit(functools.partial(draw_mask, batch_size=size, model=model))(state.rng, state.step)
 
   def tokens(count: int):
@@ -92,7 +92,7 @@ def main(argv=None):
                time for name, time in seconds.items() if name.endswith(('forward', 'encoder'))), 'ms',
                1e3 * seconds['loss'], 'the loss')]
   if not np.isfinite(step.loss):
-    raise SystemExit(f'error: the loss became {step.loss}: these figures would be of no use')
+    raise SystemExit(f'error: the loss became {step.loss}: these figures would be meaningless')
   settings = {'size': args.size, 'variant': args.variant, 'input': model.input_size, 'batch': args.batch,
               'dtype': args.dtype, 'device': device.device_kind, 'jax': jax.__version__}
   finish('parts', settings, rows, {str(name): timing for name, timing in timings.items()}, args.out)

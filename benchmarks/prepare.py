@@ -1,8 +1,8 @@
-"""Data preparation beside the bare work in it: decoding, resampling and log-mels, on as many processes.
+"""Data preparation, beside its decoding, resampling and log-mels alone on as many processes.
 
   python -m benchmarks.prepare --clips 600 --rounds 3
 
-Makes its own recordings of 10 seconds: wav, flac and ogg, each at 44.1 kHz in stereo and at 16 kHz in mono, without
+Generates recordings of 10 seconds: wav, flac and ogg, each at 44.1 kHz in stereo and at 16 kHz in mono, without
 captions. Files come from the page cache.
 """
 import argparse
@@ -22,11 +22,11 @@ from m2d_clap_jax.data.decoding import Pool
 
 SECONDS = 10
 KINDS = [(form, rate) for form in ('wav', 'flac', 'ogg') for rate in (44100, 16000)]
-SHARE = 4  # files that a process of the ceilings is given at once
+SHARE = 4  # files per task of the ceilings' processes
 
 
 def bare(paths, logmel: LogMel):
-  """What a worker does with each file, its result thrown away -> the process' peak memory. Runs in a worker process."""
+  """Does a worker's work on each file, discarding the results -> the process's peak memory. Runs in a worker process."""
   from m2d_clap_jax.data.worker import from_audio
   for path in paths:
     from_audio(path, logmel, 30.0)
@@ -34,7 +34,7 @@ def bare(paths, logmel: LogMel):
 
 
 def decode(paths):
-  """Files -> samples as they are, thrown away. Runs in a worker process."""
+  """Decodes files without resampling and discards the samples. Runs in a worker process."""
   for path in paths:
     soundfile.read(path, dtype='float32')
   return peak_mb()
@@ -61,7 +61,7 @@ def render(folder: str, clips: int) -> list[str]:
 
 
 def prepare_into(folder: str, manifest: str, root: str, workers: int):
-  """The real preparation into a new folder, which is removed again."""
+  """Runs the real preparation into a new folder, which is then removed."""
   from m2d_clap_jax.data.prepare import prepare
   out = os.path.join(folder, 'out')
   meta = prepare(manifest, root, out, text_encoder=None, workers=workers)
@@ -70,7 +70,7 @@ def prepare_into(folder: str, manifest: str, root: str, workers: int):
 
 
 def over(pool: Pool, paths, *arguments) -> float:
-  """Gives all paths to the processes of the pool, a few at a time; returns the largest process' peak memory (MB)."""
+  """Passes all paths to the processes of the pool, a few at a time; returns the largest peak memory of a process (MB)."""
   peak = 0.0
   for ok, answer in pool.map((paths[i:i + SHARE], *arguments) for i in range(0, len(paths), SHARE)):
     assert ok, answer
@@ -92,12 +92,12 @@ def main(argv=None):
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='m2d_clap_benchmark_'))
     paths = render(folder, args.clips)
     manifest = os.path.join(folder, 'manifest.csv')
-    few = os.path.join(folder, 'few.csv')  # one file for each worker: what starting and finishing cost
+    few = os.path.join(folder, 'few.csv')    # one file per worker, to measure start-up and completion
     with open(manifest, encoding='utf-8') as whole, open(few, 'w', encoding='utf-8') as f:
       f.writelines(whole.readlines()[:1 + args.workers])
     transform_pool, decode_pool = (stack.enter_context(Pool(f'benchmarks.prepare:{name}', args.workers))
                                    for name in ('bare', 'decode'))
-    # Once with a few files, so that TensorFlow is imported here and the processes of the ceilings run.
+    # A first run with a few files imports TensorFlow here and starts the ceilings' processes.
     prepare_into(folder, few, folder, args.workers)
     first = paths[:SHARE * args.workers]
     over(decode_pool, first)
@@ -116,7 +116,7 @@ def make_rows(args, timings, worker_mb: float) -> list[Row]:
     return count * SECONDS / 3600 / (seconds / 60)
   best = {name: timing.best for name, timing in timings.items()}
   bare_rate, decode_rate = (rate(args.clips, best[name]) for name in ('bare', 'decode'))
-  # With as many files as workers less, and without starting and finishing: the rate of a long run.
+  # The rate of a long run: without start-up and completion, and without the files processed in them.
   going = rate(args.clips - args.workers, best['prepare'] - best['start and finish'])
   unit = 'h/min'
   return [

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, peak memory, the table and its JSON."""
+"""Shared by the benchmarks: alternating timing, peak memory, the table and its JSON."""
 import dataclasses
 import json
 import os
@@ -7,12 +7,12 @@ import statistics
 import time
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-LOAD = os.getloadavg()[0]  # before the benchmark adds its own: figures of a busy machine are no figures
+LOAD = os.getloadavg()[0]  # before the benchmark adds its own; figures of a busy machine are unreliable
 
 
 @dataclasses.dataclass
 class Timing:
-  """Seconds of one call, for each time it was timed, and by how many MB the process grew at most during any of them."""
+  """Seconds of each timed call, and the largest growth of the process in MB during any of them."""
   seconds: list[float]
   grew_mb: float
 
@@ -27,7 +27,7 @@ class Timing:
 
 @dataclasses.dataclass
 class Row:
-  """One line of the table; with a ceiling also their ratio."""
+  """One line of the table; with a ceiling, it includes their ratio."""
   figure: str
   value: float
   unit: str
@@ -40,12 +40,12 @@ class Row:
 
 
 def in_turns(functions: dict, rounds: int, warm_up: int = 1, pause: float = 0.0) -> dict[str, Timing]:
-  """Times functions one after the other, again and again: A B C A B C ..., so that a drifting machine hits all alike.
+  """Times functions in alternation, A B C A B C ..., so that a drifting machine affects all alike.
 
   Args:
-    functions: {name: function without arguments}; it must return only when its work is done.
+    functions: {name: function without arguments}, which must return only when its work is done.
     warm_up: calls of each before its first timed one.
-    pause: seconds of rest before each timed call, for thread pools of others to stop spinning.
+    pause: seconds of rest before each timed call, so that other thread pools stop spinning.
   """
   seconds = {name: [] for name in functions}
   grew = dict.fromkeys(functions, 0.0)
@@ -63,17 +63,17 @@ def in_turns(functions: dict, rounds: int, warm_up: int = 1, pause: float = 0.0)
 
 
 def start_peak() -> float:
-  """Starts a new measurement of the peak; returns the memory (MB) that the process holds now."""
+  """Starts a new measurement of the peak; returns the current memory (MB) of the process."""
   try:
     with open('/proc/self/clear_refs', 'w', encoding='ascii') as f:
       f.write('5')
   except OSError:
-    pass  # not Linux, or not allowed: the peak is then that of the whole life
+    pass  # not Linux, or not allowed: the peak then covers the whole process
   return _status_mb('VmRSS')
 
 
 def peak_mb() -> float:
-  """The most memory (MB resident) that the process held since `start_peak`; 0 where the system does not tell."""
+  """Peak resident memory (MB) since `start_peak`; 0 if the system does not report it."""
   return _status_mb('VmHWM')
 
 

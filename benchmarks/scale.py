@@ -5,8 +5,8 @@
   python -m benchmarks.scale --plan                                             # what that means for real machines
 
 The first two compile the real step with the driver's shardings for a mesh of that many CPU devices, from shapes alone,
-and read the compiler's own analysis beside what a formula says. The third is arithmetic on published figures of the
-machines and an assumed utilisation, which it names. Needs jax, flax, optax and numpy alone.
+and print the compiler's analysis beside a formula. The third calculates from published figures of the
+machines and an assumed utilisation, which it prints. Needs only jax, flax, optax and numpy.
 """
 import argparse
 import functools
@@ -20,8 +20,7 @@ from benchmarks.report import Row, finish
 from benchmarks.train_step import PRESETS, sample_flops
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
 SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet
@@ -37,7 +36,7 @@ class Machine(NamedTuple):
   link: float
 
 
-# Of the makers' data sheets. Links: two axes of 90 GB/s (v5e); 450 GB/s of NVLink within a machine of 8 GPUs; between
+# From the vendors' data sheets. Links: two axes of 90 GB/s (v5e); 450 GB/s of NVLink within a machine of 8 GPUs; between
 # machines their 8 networks of 50 GB/s together.
 MACHINES = (Machine('v5e-8', 8, 197, 16, 180), Machine('v5e-256', 256, 197, 16, 180),
             Machine('8 H100', 8, 989, 80, 450), Machine('64 H100', 64, 989, 80, 400),

@@ -1,11 +1,11 @@
-"""How well clips are mixed at AudioSet's size, beside what a shuffle buffer would do. Simulated: no record is read.
+"""How well clips are mixed at AudioSet's size, beside a shuffle buffer. Simulated: no record is read.
 
   python -m benchmarks.shuffle --clips 2000000 --shards 1024 --batch 2048
 
 The order is that of training (data/order.py): every epoch a new permutation of all clips, drawn from the seed. The
-buffer is the usual way of reading TFRecords in sequence: shards in random order, some of them in turns, and a buffer
-that each next clip is drawn from. Where clips lie sorted (by class, by source), what shards share a batch decides what
-a batch can teach.
+buffer is the usual way of reading TFRecords sequentially: shards in random order, several of them interleaved, and a
+buffer from which each next clip is drawn. If clips are stored sorted (by class, by source), the shards that share a
+batch determine what a batch contains.
 """
 import argparse
 import time
@@ -17,7 +17,7 @@ from m2d_clap_jax.data.order import Order
 
 
 def buffered(clips: int, shards: int, seed: int, *, buffer: int = 10000, cycle: int = 16) -> np.ndarray:
-  """An epoch's order [clips] through a shuffle buffer: `cycle` shards read in turns, a buffer of `buffer` clips."""
+  """An epoch's order [clips] through a shuffle buffer: `cycle` interleaved shards, a buffer of `buffer` clips."""
   rng = np.random.default_rng(seed)
   parts = np.array_split(np.arange(clips), shards)
   stream, waiting = [], [parts[i] for i in rng.permutation(shards)]
@@ -29,7 +29,7 @@ def buffered(clips: int, shards: int, seed: int, *, buffer: int = 10000, cycle: 
       turns[:len(part), column] = part
     stream.append(turns[turns >= 0])
   stream = np.concatenate(stream)
-  # Clip i leaves when its place in the buffer is drawn, a geometric time after it came; what is left at the end leaves
+  # Clip i leaves when its place in the buffer is drawn, a geometric time after it arrived; those left at the end leave
   # in random order, which the same draw gives.
   return stream[np.argsort(np.arange(clips) + rng.geometric(1 / buffer, clips) + rng.random(clips), kind='stable')]
 
@@ -43,7 +43,7 @@ def mates_of_a_shard(order: np.ndarray, shard_of: np.ndarray, batch: int) -> flo
 
 
 def met_again(first: np.ndarray, second: np.ndarray, batch: int) -> float:
-  """Of the pairs that share a batch in one epoch, how many share one in the next, over what chance has; 1 is chance."""
+  """Number of pairs that share a batch in two consecutive epochs, relative to chance; 1 is chance."""
   clips = len(first) // batch * batch
   batch_in_second = np.full(len(first), -1)
   batch_in_second[second[:clips]] = np.arange(clips) // batch
@@ -64,7 +64,7 @@ def stored_order(order: np.ndarray) -> float:
 
 
 def statistics(orders: list[np.ndarray], shards: int, batch: int) -> dict[str, float]:
-  """The three above, of two epochs [clips] each."""
+  """The three measures for two epochs [clips] each."""
   shard_of = np.concatenate([np.full(len(part), i) for i, part in enumerate(np.array_split(orders[0], shards))])
   return {'pairs of one shard in a batch, over chance': mates_of_a_shard(orders[0], shard_of, batch),
           'pairs that meet again, over chance': met_again(*orders, batch),
@@ -72,7 +72,7 @@ def statistics(orders: list[np.ndarray], shards: int, batch: int) -> dict[str, f
 
 
 def epoch_of(order: Order, epoch: int) -> np.ndarray:
-  """The clips of an epoch as training takes them, batch by batch."""
+  """The clips of an epoch in training order, batch by batch."""
   clips, size = order.num_clips, order.batch_size
   first, last = epoch * clips // size, -(-(epoch + 1) * clips // size)
   taken = np.concatenate([order.clips(step) for step in range(first, last)])
@@ -86,7 +86,7 @@ def main(argv=None):
   parser.add_argument('--shards', type=int, default=1024)
   parser.add_argument('--batch', type=int, default=2048)
   parser.add_argument('--buffer', type=int, default=10_000)
-  parser.add_argument('--cycle', type=int, default=16, help='shards that the buffer is filled from in turns')
+  parser.add_argument('--cycle', type=int, default=16, help='number of interleaved shards that fill the buffer')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   order = Order(args.clips, args.batch, seed=3)

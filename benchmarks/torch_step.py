@@ -1,6 +1,6 @@
-"""The same update, and the encoder alone, in plain PyTorch, to be measured against: same sizes, its own best settings.
+"""The same update, and the encoder alone, in plain PyTorch for comparison: same sizes, PyTorch's best settings.
 
-Only the cost is meant to be the same, not the numbers: weights are torch's own, positions are random.
+Only the cost is meant to be the same, not the numbers: weights are initialised by torch, positions are random.
 """
 import time
 
@@ -41,7 +41,7 @@ def take(x, index):
 
 
 class Network(nn.Module):
-  """The online network; the target encoder is handed to `forward`, which returns the loss."""
+  """The online network; `forward` takes the target encoder and returns the loss."""
 
   def __init__(self, m: M2DCLAP):
     super().__init__()
@@ -98,7 +98,7 @@ class TorchStep:
   """Update with AdamW (fused or foreach, whichever is faster here), clipping and EMA; calling it does `burst`.
 
   Args:
-    batch: arrays that numpy can take; they are put on a GPU if there is one.
+    batch: arrays; they are moved to a GPU if there is one.
     compiled: whether the loss goes through torch.compile.
   """
 

@@ -1,11 +1,11 @@
-"""The pre-training step beside the matrix-product rate of the same machine, and optionally beside PyTorch's step.
+"""The pre-training step, beside the matrix-product rate of the same machine and optionally PyTorch's step.
 
   python -m benchmarks.train_step --size base --batch 8 --steps 5
   python -m benchmarks.train_step --size base --batch 256 --steps 50 --dtype bfloat16     # an accelerator
   python -m benchmarks.train_step --size small_2s --batch 64 --torch
 
-The step is the real one, mask, clipping, AdamW and EMA included, on random data that is on the device already. Needs
-jax, flax, optax and numpy alone (and torch for --torch).
+The step is the real one, including mask, clipping, AdamW and EMA, on random data already on the device. Needs only
+jax, flax, optax and numpy (and torch for --torch).
 """
 import argparse
 import ast
@@ -22,11 +22,10 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
-# As configs/pretrain.py has them, which needs ml_collections; a test compares the two.
+# As in configs/pretrain.py, which needs ml_collections; a test compares the two.
 PRESETS = {**SIZES, 'small_2s': dict(width=192, depth=6, heads=3, predictor_width=128, predictor_depth=2,
                                      predictor_heads=4, input_size=(80, 208), text_width=384)}
 VARIANTS = {
@@ -34,7 +33,7 @@ VARIANTS = {
     'm2d': dict(text_width=None),
     'msm_mae': dict(text_width=None, predict='pixels', mask_ratio=0.75, predictor_width=384, predictor_depth=4,
                     predictor_heads=6)}
-BURST = 10  # calls that an accelerator is given at once, as in training; a CPU gets one
+BURST = 10  # calls dispatched at once to an accelerator, as in training; one on a CPU
 
 
 def block_flops(tokens: int, width: int, mlp_ratio: int = 4) -> float:
@@ -43,10 +42,10 @@ def block_flops(tokens: int, width: int, mlp_ratio: int = 4) -> float:
 
 
 def sample_flops(model: M2DCLAP) -> dict[str, float]:
-  """FLOP of one sample by the method's own arithmetic, matrix products only: forward parts and a whole step.
+  """FLOP of one sample by the method's arithmetic, matrix products only: forward parts and a whole step.
 
-  What is trained counts three times (forward, gradients of inputs and of weights), the target encoder once.
-  Recomputation, optimizer and EMA are not part of it, nor the B x B logits, which depend on the batch.
+  Trained parts count three times (forward, gradients of inputs and of weights), the target encoder once. Excludes
+  recomputation, optimizer and EMA, and the B x B logits, which depend on the batch.
   """
   patches, pixels = model.num_patches, model.patch_size[0] * model.patch_size[1]
   visible = num_visible(patches, model.mask_ratio)
@@ -64,7 +63,7 @@ def sample_flops(model: M2DCLAP) -> dict[str, float]:
 
 
 def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
-  """Random log-mels and caption embeddings, float16 as the loader gives them."""
+  """Random log-mels and caption embeddings, float16 as from the loader."""
   rng = np.random.default_rng(0)
   mean, std = model.norm_stats
   batch = {'logmel': mean + std * rng.standard_normal((batch_size, *model.input_size), np.float32)}
@@ -113,12 +112,12 @@ def main(argv=None):
   if args.torch:
     from benchmarks.torch_step import TorchStep
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
-    # Threads of one library still spin for a moment when the other's turn comes.
+    # The threads of one library still spin for a moment after its turn.
     timings = in_turns(functions, args.steps, warm_up=2, pause=0.3)
   else:
     timings = in_turns(functions, args.steps, warm_up=2)
   if not np.isfinite(step.loss):
-    raise UserError(f'the loss became {step.loss}: these figures would be of no use')
+    raise UserError(f'the loss became {step.loss}: these figures would be meaningless')
   settings = {'size': args.size, 'variant': args.variant, 'input': model.input_size, 'batch': args.batch,
               'dtype': args.dtype, 'device': device.device_kind, 'jax': jax.__version__,
               'compilation cache': jax.config.jax_compilation_cache_dir or 'none'}
@@ -161,7 +160,7 @@ def parse(argv):
   parser.add_argument('--variant', choices=VARIANTS, default='clap')
   parser.add_argument('--model', nargs='*', default=[], metavar='FIELD=VALUE', help='e.g. depth=4 input_size=80,1008')
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--steps', type=int, default=5, help=f'timed turns: one step each on a CPU, {BURST} elsewhere')
+  parser.add_argument('--steps', type=int, default=5, help=f'timed rounds: one step each on a CPU, {BURST} elsewhere')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],

@@ -1,12 +1,12 @@
 """Fine-tuning (the paper's settings): --config=configs/finetune.py:VARIANT --config.init=MODEL --config.data.root=DIR
 
-  as2m    AudioSet, 200,000 clips an epoch drawn by rarity; plain momentum, see optim.name
+  as2m    AudioSet, 200,000 clips per epoch drawn by rarity; plain momentum, see optim.name
   as20k   AudioSet's balanced part
   esc50   ESC-50 in 5 folds, patch embedding frozen
   spcv2   Speech Commands V2, 35 words
   vc1     VoxCeleb1 speaker identification
   small   a small model from scratch or from pretrain.py:small_2s, for collections of a few thousand recordings
-  few     any model, for some hundred recordings: from the layer of linear evaluation, without augmentation
+  few     any model, for a few hundred recordings: from the layer of linear evaluation, without augmentation
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -19,19 +19,19 @@ def base(task):
   config.job = 'finetune'
   config.task = task  # a task of the paper, or any name with data.csv and data.seconds
   config.init = ''  # the model to start from: a run, portable folder, .pth, released model's name ...; empty: random
-  config.seed = 0  # of the first run; the next runs count on
+  config.seed = 0  # of the first run; the following runs use seed + 1, seed + 2, ...
   config.runs = 3
-  config.batch_size = 64  # of all devices together
+  config.batch_size = 64  # over all devices
   config.epochs = 200
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
       'seconds': placeholder(float),  # length of a clip; None: the task's
-      'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
-      'cache': '',  # where decoded recordings (of each at most 5 minutes) are kept, 2 bytes a sample; empty: in the workdir
-      'sample_rate': 16000,  # Hz, where init is empty; else the model's
+      'damaged': 'fail',  # or 'skip': leave out missing or unreadable clips, and name and count them
+      'cache': '',  # folder of decoded recordings (at most 5 minutes of each), 2 bytes per sample; empty: in the workdir
+      'sample_rate': 16000,  # Hz, if init is empty; otherwise the model's
   })
-  # Where init is given only norm_stats, dtype, remat and scan count; the rest is as in the model.
+  # With init only norm_stats, dtype, remat and scan are used; the rest comes from the model.
   config.model = ConfigDict({
       **{key: SIZES['base'][key] for key in ('width', 'depth', 'heads')},
       'patch_size': (16, 16),
@@ -40,33 +40,33 @@ def base(task):
       'remat': False,
       'scan': False,
   })
-  # What becomes of frames that fill no patch at the end: 'drop', or 'pad' fills the patch up with the mean.
+  # Frames at the end that do not fill a patch: 'drop' them, or 'pad' the patch with the mean.
   config.last_patch = 'drop'
-  # What the classifier starts from: 'random' (the paper), or 'linear', the layer that linear evaluation of `init` finds:
+  # Initial layer of the classifier: 'random' (the paper), or 'linear', the layer found by linear evaluation of `init`:
   # training then starts from that score (linear probing then fine-tuning, Kumar et al., ICLR 2022).
   config.head = 'random'
   config.freeze_patch_embed = False
-  # By step: a line from 0 to the peak over the warm-up; elsewhere half a cosine over all epochs, from the peak to `end`.
+  # By step: a line from 0 to the peak during warm-up; then half a cosine over all epochs, from the peak to `end`.
   config.schedule = ConfigDict({'learning_rate': 0.5, 'warmup_epochs': 5.0, 'end': 1e-7})
   # sgd, lars, lars_as_run (EVAR's LARS adapts only where weight decay is not 0, and it is 0: the same as sgd), or
-  # adamw_amsgrad. Of the options those that the optimizer has can be given; None: train/optim.py's default.
+  # adamw_amsgrad. Set only options that the optimizer has; None: the default in train/optim.py.
   config.optim = ConfigDict({'name': 'sgd', **{key: placeholder(float) for key in (
       'momentum', 'weight_decay', 'trust_coefficient', 'b1', 'b2')}})
   config.augmentation = ConfigDict({
       'mixup': 0.3,  # a of Beta(a, a); 0: none
-      'mixup_on': 'waves',  # or 'logmel', before it is standardised; short clips are then padded with log-mels of 0
+      'mixup_on': 'waves',  # or 'logmel', before standardisation; short clips are then padded with log-mels of 0
       'spec_frequency': 30,  # widest masks, in mel bins and frames
       'spec_time': 192,
       'resize_crop': True,
-      'patchout': 0.5,  # share of the patches left out, in whole rows and columns; the head then takes the mean patch
+      'patchout': 0.5,  # share of the patches to drop, in whole rows and columns; the head's input is then the mean patch
   })
-  # weighted: clips of rare classes come more often; per_epoch: how many make an epoch then.
+  # weighted: clips of rare classes are drawn more often; per_epoch: number of clips per epoch in that case.
   config.sampling = ConfigDict({'weighted': False, 'per_epoch': placeholder(int)})
   config.mesh = ConfigDict({'fsdp': placeholder(int)})  # as in pretrain.py
   config.checkpoints = ConfigDict({'keep': 1})
-  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message; 0: never
+  config.stall_seconds = 3600.0  # without progress after which a run ends itself with a message; 0: never
   config.log_every = 50  # steps
-  config.save_every = 5  # epochs, as the next
+  config.save_every = 5  # epochs, like the next
   config.evals_every = 1
   return config
 
@@ -129,7 +129,7 @@ def few():
   config.batch_size = 32
   config.epochs = 10
   config.schedule.update({'learning_rate': 3e-4, 'warmup_epochs': 1.0})
-  # The head's batch norm would take on the statistics of changed clips, which its layer was not made for.
+  # The head's batch norm would adopt the statistics of augmented clips, which its layer was not trained on.
   config.augmentation.update({'mixup': 0.0, 'spec_frequency': 0, 'spec_time': 0, 'resize_crop': False})
   return config
 

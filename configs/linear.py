@@ -10,16 +10,16 @@ def common(job):
   config.job = job
   config.task = 'esc50'  # a task of the paper, or any name with data.csv and data.seconds
   config.init = ''  # the model: a run, portable folder, .pth, released model's name ...
-  config.seed = SEED  # of the first run, and of the random places in training and validation clips
+  config.seed = SEED  # of the first run, and of the random positions in training and validation clips
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
-      'seconds': placeholder(float),  # length of a clip; None: the task's; retrieval takes whole clips
-      'names': '',  # AudioSet's class_labels_indices.csv, where labels are its identifiers (/m/09x0r)
-      'damaged': 'fail',  # or 'skip': leave out clips that are missing or cannot be read, and name and count them
-      'template': placeholder(str),  # how a label becomes a caption; None: the task's captions
+      'seconds': placeholder(float),  # length of a clip; None: the task's; retrieval uses whole clips
+      'names': '',  # AudioSet's class_labels_indices.csv, if labels are its identifiers (/m/09x0r)
+      'damaged': 'fail',  # or 'skip': leave out missing or unreadable clips, and name and count them
+      'template': placeholder(str),  # turns a label into a caption; None: the task's captions
   })
-  # What a public checkpoint does not tell of itself.
+  # Values that a public checkpoint may not state.
   config.model = ConfigDict({'text_encoder': '', 'sample_rate': placeholder(int)})
   return config
 

@@ -2,7 +2,7 @@
 
   base       M2D-CLAP/0.7, ViT-Base, the paper's recipe (also without a variant)
   large      the same with ViT-Large
-  ddp4       base with the contrastive weight that the authors' 4-GPU runs amount to (see losses.clip_loss)
+  ddp4       base with the effective contrastive weight of the authors' 4-GPU runs (see losses.clip_loss)
   m2d        M2D/0.7: no captions;   m2d_0.6   the same with 60% masked
   msm_mae    MSM-MAE/0.75: predicts pixels, no target network, no captions
   demo       a small model on a rendered corpus of musical instruments, in minutes on a laptop
@@ -18,17 +18,18 @@ from m2d_clap_jax.models import SIZES
 def base():
   config = ConfigDict()
   config.job = 'pretrain'
-  config.seed = 3  # of everything: initialisation, masks, order, crops, captions
+  config.seed = 3  # of initialisation, masks, order, crops and captions
   config.init = ''  # weights to start from: a run, portable folder, .pth, released model's name ...; empty: random
-  config.batch_size = 2048  # of all devices together
+  config.batch_size = 2048  # over all devices
   config.epochs = 300.0
-  config.steps = placeholder(int)  # if given, instead of epochs
+  config.steps = placeholder(int)  # overrides epochs
 
   config.data = ConfigDict({
-      'folder': '',  # made by `m2d-clap prepare`
+      'folder': '',  # made by `m2d-clap prepare`; several, with commas between them, are mixed
+      'weights': placeholder(tuple),  # of several folders, how often the clips of each come in an epoch; None: once
       'split': 'train',
-      'sample_rate': 16000,  # Hz; what the log-mels must have been made from
-      'damaged': 'fail',  # or 'skip': leave out clips that cannot be read, and name and count them
+      'sample_rate': 16000,  # Hz; must match the prepared data
+      'damaged': 'fail',  # or 'skip': leave out unreadable clips, and name and count them
       'demo': False,  # render and prepare the demo corpus in `folder` first
   })
   config.model = ConfigDict({
@@ -37,12 +38,12 @@ def base():
       'patch_size': (16, 16),
       'mask_ratio': 0.7,
       'text_width': 768,  # of the caption embeddings; None: no CLAP head
-      'audio_projector': 'mlp',  # or, as in models of 2025, 'semantic' with so many blocks and that MLP ratio
+      'audio_projector': 'mlp',  # or, as in models of 2025, 'semantic' with this number of blocks and MLP ratio
       'semantic_depth': 1,
       'semantic_mlp_ratio': 1.0,
       'text_projector': placeholder(str),  # identity, linear or mlp; None: identity where the widths are equal, else linear
       'predict': 'features',  # or 'pixels' (MSM-MAE)
-      'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: what preparation measured
+      'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: as measured by preparation
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32
       'remat': False,  # compute activations twice to save memory; some compilers undo it without scan
       'scan': False,  # compile one block instead of all; slower to compile on CPUs (benchmarks.compile)
@@ -56,14 +57,14 @@ def base():
   config.loss = ConfigDict({
       'm2d_weight': 1.0,
       'clap_weight': 0.01,
-      'accumulate': 1,  # parts that a batch is computed in to save memory; the losses still see the whole batch
+      'accumulate': 1,  # number of parts in which a batch is computed to save memory; losses still see the whole batch
   })
-  # Over how many of the devices parameters and optimizer state are divided (a divisor of their number); None: over as
+  # Number of devices over which parameters and optimizer state are divided (a divisor of the number of devices); None: as
   # few as leave room for the activations. The batch is always divided over all devices.
   config.mesh = ConfigDict({'fsdp': placeholder(int)})
-  config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between those that are kept for good
-  config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message; 0: never
-  config.log_every = 50  # steps, as all that follow
+  config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between permanent checkpoints
+  config.stall_seconds = 3600.0  # without progress after which a run ends itself with a message; 0: never
+  config.log_every = 50  # steps, like the following intervals
   config.save_every = 1000
   config.statistics_every = 5000
   config.evals_every = 10000
@@ -121,7 +122,7 @@ def demo():
   config.save_every = 160
   config.statistics_every = 160
   config.evals_every = 480
-  # The clips of the demo have two labels, an instrument and its family.
+  # Each clip of the demo has two labels, an instrument and its family.
   config.evals = ConfigDict({
       'instrument': {'kind': 'zeroshot', 'classes': tuple(INSTRUMENTS), 'template': TEMPLATES['instrument']},
       'family': {'kind': 'zeroshot', 'classes': tuple(FAMILIES), 'template': TEMPLATES['family']},

@@ -27,7 +27,7 @@ model, sound = m2d_clap_jax.load(arguments[0]), arguments[1]
 captions = ['a flute plays a melody', 'a trumpet plays a long note', 'someone plays a chord on a piano']
 
 # %% [markdown]
-# What pre-training shows to the online encoder, above the captions in the order of their similarity.
+# What the online encoder sees in pre-training, with the captions ordered by similarity.
 
 # %%
 logmel, attention = cls_attention(model, sound)
@@ -48,7 +48,7 @@ maps = {f'head {i + 1}': heads for i, heads in enumerate(attention[-1][:4])}
 plots.attention_maps(logmel, maps, 'attention.png', title=sound)
 
 # %% [markdown]
-# How alike the sound's frames are: blocks along the diagonal are stretches that sound the same.
+# Similarity of the sound's frames: blocks along the diagonal are stretches that sound alike.
 
 # %%
 frames, times = model.encode_frames(sound)

@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # # A linear probe on frozen features
-# FOLDER has a sub-folder of sounds for each class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
+# FOLDER has one sub-folder of sounds per class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
 
 # %%
 import pathlib
@@ -24,14 +24,14 @@ arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.mo
 if len(arguments) != 2:
   sys.exit('usage: python examples/linear_probe.py MODEL FOLDER')
 model = m2d_clap_jax.load(arguments[0])
-files = [pathlib.Path(name) for name in find([arguments[1]])]  # sounds only, hidden files left out
+files = [pathlib.Path(name) for name in find([arguments[1]])]  # audio files only, without hidden ones
 classes = sorted({path.parent.name for path in files})
 labels = np.array([classes.index(path.parent.name) for path in files])
 if len(classes) < 2 or np.bincount(labels).min() < 4:
   sys.exit(f'{arguments[1]}: needs two or more sub-folders with at least four sounds each')
 
 # %% [markdown]
-# Every fourth sound of a class is for the test; the encoder is not trained.
+# Every fourth sound of a class is a test sound; the encoder is not trained.
 
 # %%
 features = model.embed(files)

@@ -24,7 +24,7 @@ sounds = arguments[1:]
 labels = ['flute', 'trumpet', 'piano', 'violin']
 
 # %% [markdown]
-# Which label is nearest to each sound? A label becomes a caption by a template; of several, the embeddings are averaged.
+# Which label is nearest to each sound? A template turns a label into a caption; embeddings of several templates are averaged.
 
 # %%
 scores = model.classify(sounds, labels=labels, template=['{} can be heard', 'the sound of {}'])

@@ -2,8 +2,8 @@
 # A job on a slice of TPUs in a Kubernetes cluster (GKE, with the JobSet controller, version 0.6 or later):
 #   bash launch/gke.sh [--dry-run] NAME IMAGE ACCELERATOR TOPOLOGY --config=configs/pretrain.py \
 #     --workdir=gs://BUCKET/runs/NAME --config.data.folder=gs://BUCKET/data [OPTION OF main.py ...]
-# IMAGE is made from launch/Dockerfile; ACCELERATOR and TOPOLOGY are the node pool's labels, such as
-# tpu-v5-lite-podslice 16x16, or tpu-v5p-slice 4x4x4. CHIPS is how many chips a machine has (4).
+# IMAGE is built from launch/Dockerfile; ACCELERATOR and TOPOLOGY are the node pool's labels, such as
+# tpu-v5-lite-podslice 16x16, or tpu-v5p-slice 4x4x4. CHIPS is the number of chips per machine (4).
 # JAX_COMPILATION_CACHE_DIR=gs://BUCKET/cache keeps compiled programs for the next start; --dry-run prints the manifest
 # instead of applying it.
 set -euo pipefail
@@ -23,7 +23,7 @@ name=$1 image=$2 accelerator=$3 topology=$4
 shift 4
 hosts=$((${topology//x/*} / chips))
 
-# A JSON string is a YAML string, whatever is in it.
+# Every JSON string is a valid YAML string.
 quoted() {
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
@@ -39,8 +39,8 @@ kind: JobSet
 metadata:
   name: $name
 spec:
-  # Told to stop (75), stalled (76), another process is gone (134), or the machine was taken away: start all again, as often as it takes; the run goes
-  # on where it was. Anything else is an error: three more tries.
+  # Preempted (75), stalled (76), another process lost (134), or the machine was taken away: restart all pods without
+  # limit; the run continues from its checkpoint. Anything else is an error: three more tries.
   failurePolicy:
     maxRestarts: 3
     rules:
@@ -53,7 +53,7 @@ spec:
       spec:
         completions: $hosts
         parallelism: $hosts
-        backoffLimit: 0  # one host less ends them all
+        backoffLimit: 0  # the loss of one host ends the whole job
         podFailurePolicy:
           rules:
           - action: FailJob

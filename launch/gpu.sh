@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A job on all GPUs of this machine, with all the set-up it needs, started again when it is preempted or stalls:
+# Runs a job on all GPUs of this machine, including set-up, and restarts it when it is preempted or stalls:
 #   bash launch/gpu.sh [--dry-run] --config=configs/pretrain.py --workdir=runs/NAME [OPTION OF main.py ...]
 set -euo pipefail
 # shellcheck source=launch/setup.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on the embedded demo corpus, with all the set-up it needs:
+# Runs the main job on the embedded demo corpus, including set-up:
 #   bash launch/local.sh [--dry-run] [--config.KEY=VALUE ...]
-# Relative paths in the options are taken from the repository's root.
+# Relative paths in the options start at the repository's root.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -14,12 +14,12 @@ else
 fi
 
 if [ "$(uname -s)" = Linux ]; then
-  # XLA's CPU client gives its work memory back to the system after every step and gets it again page by page, zeroed.
+  # XLA's CPU client returns its work memory to the system after every step and gets it back page by page, zeroed.
   # Keeping it in the process saves a small model about a tenth of its processor time.
   tunables=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$tunables:glibc.malloc.arena_max=1}
 fi
-# A second run need not compile again. Inside .venv, because the cache is of no use to another version of JAX.
+# Spares a second run the compilation. Inside .venv, because another version of JAX cannot use the cache.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
 
 "${run[@]}" .venv/bin/python main.py --config=configs/pretrain.py:demo --workdir=runs/demo "$@"

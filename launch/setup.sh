@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: goes to the repository's root and defines set_up and run_here.
+# Sourced by the other launchers: changes to the repository's root and defines set_up and run_here.
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 
-# set_up [EXTRA]: makes the virtual environment .venv where there is none, and installs what the requirements name, with
-# an extra of setup.cfg if one is given. Does nothing when that was done already, so that no network is needed then.
-# PYTHON chooses the interpreter of a new environment (python3 by default).
+# set_up [EXTRA]: creates the virtual environment .venv if there is none, and installs the requirements, with an extra of
+# setup.cfg if one is given. Does nothing if that has been done, so that no network is needed then.
+# PYTHON selects the interpreter of a new environment (python3 by default).
 set_up() {
   local extra=${1:-} base=${PYTHON:-python3} quiet=-q
   if ! .venv/bin/python -V >/dev/null 2>&1; then
@@ -22,8 +22,8 @@ set_up() {
   if [ -t 1 ]; then
     quiet=
   fi
-  .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip  # its making was broken off
-  rm -f .venv/.installed*  # an installation that is broken off must not pass for a finished one
+  .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip  # its creation was interrupted
+  rm -f .venv/.installed*  # an interrupted installation must not count as finished
   _pip install $quiet -r requirements.txt
   if [ -n "$extra" ]; then
     _pip install $quiet -c requirements.txt -e ".[$extra]"
@@ -36,9 +36,9 @@ set_up() {
   _described > .venv/.installed
 }
 
-# run_here EXTRA [--dry-run] OPTION ...: main.py on this machine, with what the extra installs. Runs it again as long as
-# it ends with 75 (told to stop, as when a machine is taken away), 76 (nothing moved for long) or 134 (JAX aborts where
-# another process is gone): the same command then continues from what is saved. Gives back its last code.
+# run_here EXTRA [--dry-run] OPTION ...: runs main.py on this machine, with the extra installed, and restarts it as long as
+# it exits with 75 (preempted), 76 (stalled) or 134 (JAX aborts when another process is lost): the same command then
+# continues from the checkpoint. Returns its last exit code.
 run_here() {
   local extra=$1 code=75 run=()
   shift
@@ -60,7 +60,7 @@ _pip() {
   .venv/bin/python -m pip --disable-pip-version-check "$@"
 }
 
-# All that an installation depends on.
+# Everything that determines an installation.
 _described() {
   echo "$PWD"
   .venv/bin/python -V

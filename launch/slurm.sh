@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A job on NODES Slurm nodes of GPUS GPUs each, queued again by itself when its time is over or a node is taken away:
+# Submits a job on NODES Slurm nodes with GPUS GPUs each, which requeues itself at its time limit or after a preemption:
 #   bash launch/slurm.sh [--dry-run] NODES GPUS --config=configs/pretrain.py --workdir=/shared/runs/NAME [OPTION ...]
-# The checkout, the data and the workdir must be on storage that all nodes share; .venv is made here, by the machine
-# that submits. SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_TIMELIMIT are Slurm's own variables and do what they say.
+# The checkout, the data and the workdir must be on storage that all nodes share; the submitting machine creates .venv
+# here. SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_TIMELIMIT are Slurm's own variables.
 # --dry-run prints the batch script instead of submitting it.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
@@ -31,7 +31,7 @@ options=$(printf ' %q' "$@")
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# Two minutes before the time is over every process gets SIGTERM, saves, and exits with 75.
+# Two minutes before the time limit every process gets SIGTERM, saves, and exits with 75.
 #SBATCH --signal=TERM@120
 cd $(printf %q "$PWD")
 export JAX_COMPILATION_CACHE_DIR=\${JAX_COMPILATION_CACHE_DIR:-\$PWD/.venv/cache/jax}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks, with the set-up they need: bash launch/test.sh
-# Only tests, as pytest is told to: bash launch/test.sh [OPTION OF PYTEST ...]
+# Runs all checks, including set-up: bash launch/test.sh
+# Runs only tests, with pytest's options: bash launch/test.sh [OPTION OF PYTEST ...]
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -10,7 +10,7 @@ if [ $# -gt 0 ]; then
 fi
 
 failed=()
-# check NAME COMMAND ...: runs it, and shows what it says only if it fails.
+# check NAME COMMAND ...: runs the command, and shows its output only if it fails.
 check() {
   local name=$1 said
   shift
@@ -31,7 +31,7 @@ check ruff .venv/bin/python -m ruff check .
 check shellcheck .venv/bin/shellcheck -x launch/*.sh .ci/run
 check mypy .venv/bin/python -m mypy --cache-dir .venv/cache/mypy
 check documentation documentation
-# Two workers, each of which takes whole files.
+# Two workers, each running whole files.
 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=10 || failed+=(tests)
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A job on a Cloud TPU, one machine or a slice of a pod, made for it and deleted at its end; when the TPU is taken away
-# another is asked for, and the run goes on:
+# Runs a job on a Cloud TPU, one machine or a slice of a pod, created for it and deleted at its end; after a preemption
+# another TPU is requested, and the run continues:
 #   bash launch/tpu.sh [--dry-run] [--spot] NAME ZONE TYPE --config=configs/pretrain.py --workdir=gs://BUCKET/runs/NAME \
 #     --config.data.folder=gs://BUCKET/data [OPTION OF main.py ...]
-# TYPE is such as v5litepod-8, v5litepod-256, v5p-128 or v6e-64. Needs gcloud, logged in, with a project set. Runs as
-# long as the job does: start it where it can stay, in tmux or on a small machine. What is committed is what is run.
+# TYPE is for example v5litepod-8, v5litepod-256, v5p-128 or v6e-64. Needs gcloud, logged in, with a project set. Runs as
+# long as the job does: start it in tmux or on a machine that stays up. Only committed files are copied and run.
 # JAX_COMPILATION_CACHE_DIR=gs://BUCKET/cache keeps compiled programs for the next TPU; --dry-run prints the commands.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -47,7 +47,7 @@ archive=$(mktemp -d)/m2d_clap.tar.gz
 trap 'rm -rf "$(dirname "$archive")"' EXIT
 run git archive --format=tar.gz --output="$archive" HEAD
 cache=${JAX_COMPILATION_CACHE_DIR:+JAX_COMPILATION_CACHE_DIR=$(printf %q "$JAX_COMPILATION_CACHE_DIR") }
-# Only quoting keeps options with spaces and brackets whole on their way through two shells.
+# Quoting keeps options with spaces and brackets intact through two shells.
 command="mkdir -p m2d_clap && tar xzf m2d_clap.tar.gz -C m2d_clap && ${cache}bash m2d_clap/launch/tpu_vm.sh$(printf ' %q' "$@")"
 
 while true; do
@@ -56,7 +56,7 @@ while true; do
   fi
   until now=$(state ACTIVE) && [[ "$now" == ACTIVE || "$now" == SUSPENDED ]]; do
     if [ "$now" = FAILED ]; then
-      echo "error: the request failed; why, and how to be rid of it:" >&2
+      echo "error: the request failed; to see why, and to delete it:" >&2
       echo "  gcloud compute tpus queued-resources describe|delete $name --zone=$zone" >&2
       exit 1
     fi
@@ -66,7 +66,7 @@ while true; do
   { run gcloud compute tpus tpu-vm scp "$archive" "$name:m2d_clap.tar.gz" --zone="$zone" --worker=all &&
     everywhere "$command"; } || code=$?
   if [ "$code" != 0 ] && [ "$(state)" = ACTIVE ]; then
-    echo "error: the job ended with $code; the TPU is still there, and costs: look, or delete it by" >&2
+    echo "error: the job ended with $code; the TPU is kept, and billed: inspect it, or delete it with" >&2
     echo "  gcloud compute tpus queued-resources delete $name --zone=$zone --force" >&2
     exit "$code"
   fi
@@ -74,5 +74,5 @@ while true; do
   if [ "$code" = 0 ]; then
     exit
   fi
-  echo "$name was taken away; asking for another" >&2
+  echo "$name was preempted; requesting another" >&2
 done

@@ -18,7 +18,7 @@ from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.models import inference
 from m2d_clap_jax.weights import Weights, read
 
-TEMPLATE = '{} can be heard'  # what zero-shot classification makes of a label
+TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot classification
 BATCH_NORM_EPSILON = 1e-5
 # Tokens that the semantic projector sees at once: 64 chunks of 190. Its cost grows with their square.
 MOST_TOKENS = 64 * 190
@@ -30,8 +30,8 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 
 
   Args:
     dtype: of the matrix products, 'float32' or 'bfloat16'.
-    batch_size: chunks (of 6.08 s, for most models) that each device of this process works on at a time.
-    overrides: what a public file does not tell or tells wrongly: sample_rate, text_encoder (name or folder), fields of
+    batch_size: chunks (of 6.08 s, for most models) that each device of this process handles at a time.
+    overrides: values that a public file lacks or states wrongly: sample_rate, text_encoder (name or folder), fields of
       `M2DCLAP` such as input_size.
 
   Raises:
@@ -41,11 +41,11 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 
 
 
 class Pipeline:
-  """A model with all that it takes to use it. An embedding depends on its own clip only, not on the rest of the call.
+  """A model ready for inference. An embedding depends on its own clip only, not on the rest of the call.
 
-  Audio is one array [S], a batch [B, S] or [B, channels, S], a list of arrays of different lengths, or paths of files;
-  of any length. It is resampled, mixed to mono, cut into chunks of the length that the model was trained on (the last
-  one keeps its own length), and the chunks' time columns are joined. `sample_rate` is that of the arrays in Hz; None
+  Audio is one array [S], a batch [B, S] or [B, channels, S], a list of arrays of different lengths, or file paths, of
+  any length. It is resampled, mixed to mono and cut into chunks of the length that the model was trained on (the last
+  chunk keeps its own length), and the chunks' time columns are joined. `sample_rate` is that of the arrays in Hz; None
   means the model's.
 
   Attributes: network (M2DCLAP), variables (its Flax variables), logmel, sample_rate, weights, fingerprint, classes (of
@@ -64,7 +64,7 @@ class Pipeline:
       variables['tables'] = {'pos_embed': np.asarray(tables['pos_embed'])}
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
-    self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # no copy: the first device's own
+    self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # not a copy
     self._batch_size = batch_size * self._mesh.size
     self._chunker = Chunker(self.logmel, frames=self.network.input_size[1], patch=self.network.patch_size[1],
                             columns=self.network.grid[1], pad=self.network.norm_stats[0])
@@ -121,7 +121,7 @@ class Pipeline:
     """-> [n, E] captions in the space of `encode_audio`, not normalised; UserError without a CLAP head."""
     self._need_clap()
     embeddings = self.text_encoder(texts)
-    with jax.default_matmul_precision('highest'):  # as all else in float32
+    with jax.default_matmul_precision('highest'):  # float32, like everything else
       return np.asarray(self.network.apply(self.variables, embeddings, method='project_text'))
 
   def classify(self, waves, sample_rate: int | None = None, labels: Sequence[str] = (),
@@ -130,7 +130,7 @@ class Pipeline:
 
     Args:
       labels: C class names, or captions with template='{}'.
-      template: how a label becomes a caption; of several, the normalised embeddings are averaged.
+      template: turns a label into a caption; the normalised embeddings of several templates are averaged.
     """
     self._need_clap()
     labels = [labels] if isinstance(labels, str) else list(labels)
@@ -146,13 +146,13 @@ class Pipeline:
     return _unit(embedded.mean(axis=0))
 
   def logits(self, waves, sample_rate: int | None = None, *, frames: bool = False):
-    """-> [B, C] scores of a fine-tuned model's head, before softmax or sigmoid; UserError where it has no head.
+    """-> [B, C] scores of a fine-tuned model's head, before softmax or sigmoid; UserError without a head.
 
-    With frames: the head on each time column -> [B, T, C] and time stamps [B, T] in ms, or lists as `encode_frames`
-    gives. Their mean over time is the score of the clip.
+    With frames: the head on each time column -> [B, T, C] and time stamps [B, T] in ms, or lists as returned by
+    `encode_frames`. Their mean over time is the score of the clip.
     """
     if 'head' not in self.weights.trees:
-      raise UserError(f'{self.weights.source}: has no fine-tuned head; classify(...) compares with captions')
+      raise UserError(f'{self.weights.source}: has no fine-tuned head; use classify(...), which compares with captions')
     if not frames:
       return self._head(self.embed(waves, sample_rate))
     features, stamps = self._stamped(as_clips(waves, self._rate(sample_rate)))
@@ -172,18 +172,18 @@ class Pipeline:
     from m2d_clap_jax.text import TextEncoder
     about = self.weights.text_encoder
     if about is None:
-      raise UserError(f'{self.weights.source}: does not tell its sentence encoder; give load(..., text_encoder=NAME)')
+      raise UserError(f'{self.weights.source}: does not state its sentence encoder; pass load(..., text_encoder=NAME)')
     encoder = TextEncoder(about['name'], pooling=about['pooling'], tensors=self.weights.text or None)
     if about['hash'] and encoder.weights_hash != about['hash']:
-      raise UserError(f'text encoder {about["name"]!r} has weights {encoder.weights_hash} where the model was trained '
-                      f'with {about["hash"]}: give load(..., text_encoder=FOLDER) with the same weights')
+      raise UserError(f'text encoder {about["name"]!r} has weights {encoder.weights_hash}, but the model was trained '
+                      f'with {about["hash"]}: pass load(..., text_encoder=FOLDER) with the same weights')
     if encoder.width != self.network.text_width:
-      raise UserError(f'text encoder {about["name"]!r} gives {encoder.width} numbers where the model takes '
-                      f'{self.network.text_width}: give load(..., text_encoder=NAME) the one it was trained with')
+      raise UserError(f'text encoder {about["name"]!r} has width {encoder.width}, but the model expects '
+                      f'{self.network.text_width}: pass load(..., text_encoder=NAME) with the one it was trained with')
     return encoder
 
   def chunks(self, waves, sample_rate: int | None = None) -> Iterator[Chunk]:
-    """The pieces of raw log-mel that the network is given, clip by clip."""
+    """Yields the chunks of raw log-mel that the network receives, clip by clip."""
     return self._chunker.cut(as_clips(waves, self._rate(sample_rate)))
 
   def _rate(self, sample_rate: int | None) -> int:
@@ -191,10 +191,10 @@ class Pipeline:
 
   def _need_clap(self):
     if self.network.text_width is None:
-      raise UserError(f'{self.weights.source}: has no CLAP head, so it knows nothing of text; use embed(...)')
+      raise UserError(f'{self.weights.source}: has no CLAP head, so it cannot handle text; use embed(...)')
 
   def _means(self, clips) -> Iterator[np.ndarray]:
-    """[5 * D] of each clip, in order."""
+    """Yields the mean frame features [5 * D] of each clip, in order."""
     sums: dict[int, np.ndarray] = {}
     counts = np.zeros(len(clips), int)
     for chunk, value in self._run(self._pooled, clips):
@@ -205,18 +205,18 @@ class Pipeline:
       yield (sums[i] / counts[i]).astype(np.float32)
 
   def _frames(self, clips, layers: tuple[int, ...] = ()) -> Iterator[tuple[np.ndarray, float]]:
-    """(frame features [T, 5 * D], or [T, L, 5 * D] of L layers, seconds) of each clip, in order."""
+    """Yields (frame features [T, 5 * D], or [T, L, 5 * D] of L layers, seconds) of each clip, in order."""
     parts: dict[int, dict[int, np.ndarray]] = {}
     samples = [0] * len(clips)
     for chunk, value in self._run(functools.partial(self._columns, layers=layers), clips):
       parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
       samples[chunk.clip] = max(samples[chunk.clip], chunk.samples)
     for i in range(len(clips)):
-      own = parts.pop(i)
-      yield np.concatenate([own[number] for number in sorted(own)]), samples[i] / self.sample_rate
+      chunks = parts.pop(i)
+      yield np.concatenate([chunks[number] for number in sorted(chunks)]), samples[i] / self.sample_rate
 
   def _stamped(self, clips, layers: tuple[int, ...] = ()) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Frame features of each clip, as `_frames` has them, and their time stamps [T] in ms."""
+    """Frame features of each clip, as from `_frames`, and their time stamps [T] in ms."""
     pairs = [(frames, (np.arange(len(frames)) * (seconds / len(frames)) * 1000).astype(np.float32))
              for frames, seconds in self._frames(clips, layers)]
     features, stamps = map(list, zip(*pairs))
@@ -232,9 +232,9 @@ class Pipeline:
     return (int(layer) % (depth + 1),)
 
   def _run(self, function, clips) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """Runs function(variables, logmel, columns) on the chunks of all clips -> each chunk with its row of the result.
+    """Runs function(variables, logmel, columns) on all clips' chunks; yields each chunk with its row of the result.
 
-    While the device computes a batch, the next one is being made.
+    While the device computes a batch, the host prepares the next one.
     """
     chunks: list[Chunk] = []
     result = np.empty(0)
@@ -245,7 +245,7 @@ class Pipeline:
     yield from zip(chunks, np.asarray(result))
 
   def _placed(self, logmel, columns):
-    """A batch over all devices, if they divide it, else on the first -> (variables, logmel, columns)."""
+    """-> (variables, logmel, columns), on all devices if their number divides the batch, else on the first."""
     if len(logmel) % self._mesh.size:
       return self.variables, logmel, columns
     return self._everywhere, *jax.device_put((logmel, columns), sharding.over_batch(self._mesh))
@@ -269,7 +269,7 @@ class Pipeline:
 
 
 def _stacked(features: list[np.ndarray], stamps: list[np.ndarray]):
-  """Arrays of clips as one array each, where they have one length; else as they are."""
+  """Stacks the clips' arrays if all have the same length; otherwise returns the lists unchanged."""
   if len({len(each) for each in stamps}) == 1:
     return np.stack(features), np.stack(stamps)
   return features, stamps
@@ -285,5 +285,5 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 def _fill(template: str, label: str) -> str:
   if '{}' not in template:
-    raise UserError(f'template {template!r} has no {{}} where the label goes, as in {TEMPLATE!r}')
+    raise UserError(f'template {template!r} has no {{}} for the label; add it, as in {TEMPLATE!r}')
   return template.replace('{}', label.replace('_', ' '))

@@ -1,4 +1,4 @@
-"""Errors that are meant for people rather than for debuggers, and how programs end with them."""
+"""Errors whose message is written for the user rather than for a debugger, and how programs end with them."""
 import contextlib
 import errno
 import os
@@ -7,13 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 
-EXIT_INTERRUPTED = 130  # as shells have it
+EXIT_INTERRUPTED = 130  # as in shells
 
 
 class UserError(Exception):
-  """A mistake that the user can mend; `main.py` and `m2d-clap` print it as one line and exit with code 2.
+  """A mistake that the user can fix; `main.py` and `m2d-clap` print it as one line and exit with code 2.
 
-  The message says what was wrong, where (file, key or value) and what to do about it.
+  The message states what is wrong, where (file, key or value) and how to fix it.
   """
 
 

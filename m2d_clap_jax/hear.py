@@ -3,8 +3,8 @@
   hear-validator m2d_clap_jax.hear -m MODEL
   python3 -m heareval.embeddings.runner m2d_clap_jax.hear --model MODEL --tasks-dir TASKS
 
-Tensors come back as what they came in: torch, TensorFlow or numpy, float32. Neither torch nor TensorFlow is imported
-here; where a caller has done so, the loaded model is a Module of theirs, as HEAR's tools demand.
+Results are tensors of the caller's kind: torch, TensorFlow or numpy, float32. Neither torch nor TensorFlow is imported
+here; if the caller has imported one, the loaded model is a Module of it, as HEAR's tools require.
 
 Source: https://hearbenchmark.com/hear-api.html. Alphabet: B sounds, S samples, T timestamps, D width of the encoder.
 """
@@ -20,7 +20,7 @@ from m2d_clap_jax.errors import UserError
 def load_model(model_file_path: str):
   """A run's workdir, a portable folder, a .pth or a .safetensors file, a released model's name -> a model for the functions below.
 
-  Its attributes: sample_rate (Hz) of the audio that it takes, scene_embedding_size and timestamp_embedding_size (both
+  Its attributes: sample_rate (Hz) of its input, scene_embedding_size and timestamp_embedding_size (both
   5 * D), and pipeline, the `Pipeline` within.
 
   Raises:
@@ -55,7 +55,7 @@ def get_timestamp_embeddings(audio, model):
 
 
 class _Model:
-  """The model where neither torch nor TensorFlow is in use."""
+  """The model when neither torch nor TensorFlow is in use."""
 
 
 def _module_class() -> type:
@@ -72,7 +72,7 @@ def _waves(audio) -> np.ndarray:
   """Tensor or array -> numpy [B, S]."""
   waves = np.asarray(audio.detach().cpu() if _is_torch(audio) else audio)
   if waves.ndim != 2 or not waves.size:
-    raise UserError(f'audio of shape {waves.shape} is not understood: HEAR gives [sounds, samples], neither of them 0')
+    raise UserError(f'audio of shape {waves.shape} is not supported: give [sounds, samples], neither of them 0')
   return waves
 
 

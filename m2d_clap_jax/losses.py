@@ -1,7 +1,7 @@
 """The training objectives: arrays in, scalars out, always in float32.
 
 Every mean runs over the global batch. Under jit with a sharded batch this gives the true global-batch loss and gradient
-without any axis name; see `clip_loss` for what that means beside the authors' multi-GPU runs.
+without any axis name; `clip_loss` compares this with the authors' multi-GPU runs.
 """
 import jax
 import jax.numpy as jnp

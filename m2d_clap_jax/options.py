@@ -1,4 +1,4 @@
-"""Keyword options that come from people: a misspelt key is named, with the nearest valid one."""
+"""Checks keyword options from the user: an error names a misspelt key and the nearest valid one."""
 import difflib
 import functools
 import inspect
@@ -8,7 +8,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def at_least_one(where: str, **values: int):
-  """Raises UserError for a number below 1. where: what the values belong to, e.g. 'config.checkpoints'."""
+  """Raises UserError for a number below 1. where: prefix of the keys in the message, e.g. 'config.checkpoints'."""
   for key, value in values.items():
     if value < 1:
       raise UserError(f'{where}.{key}={value}: must be at least 1')
@@ -18,11 +18,11 @@ def bind(function: Callable, options: Mapping, where: str, given: tuple[str, ...
   """functools.partial(function, **options), after checking that the function takes each option.
 
   Args:
-    where: what to call the options in the message, e.g. 'config.optim'.
+    where: prefix of the options in the message, e.g. 'config.optim'.
     given: parameters that the caller passes itself; they are neither valid nor required as options.
 
   Raises:
-    UserError: an option that the function does not have, or a required one that is missing.
+    UserError: an unknown option, or a missing required one.
   """
   parameters = {name: p for name, p in inspect.signature(function).parameters.items()
                 if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in given + ('parent', 'name')}

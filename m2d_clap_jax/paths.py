@@ -1,8 +1,8 @@
-"""Users' paths: local ones, and gs:// and other stores through fsspec, all as `etils.epath.Path`.
+"""User paths: local ones, and gs:// and other stores through fsspec, all as `etils.epath.Path`.
 
-Stores differ from disks in ways that matter here. There are no folders. A file appears whole, under its name, when its
-writing ends, so that a temporary name and a renaming, which is a copy there, are of no use. Libraries that want a real
-file get a local copy, or write one that is then uploaded.
+Stores differ from disks in ways that matter here. There are no folders. A file appears complete, under its name, when
+writing ends, so a temporary name would be useless, and renaming copies. Libraries that need a real file get a local
+copy, or write one that is then uploaded.
 """
 import contextlib
 import fnmatch
@@ -23,22 +23,22 @@ from m2d_clap_jax.errors import UserError
 
 # epath's schemes -> the package that serves each, and the extra of setup.cfg that installs it.
 SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3'), 'az': ('adlfs', None), 'hf': ('huggingface_hub', None)}
-# All go through fsspec. Left alone, epath would use TensorFlow where that is installed: another client, with other
-# settings and errors, that knows no s3.
+# All go through fsspec. By default epath would use TensorFlow where it is installed: a different client, with different
+# settings and errors, and without s3.
 os.environ.setdefault('EPATH_USE_TF', '0')
-_THREADS = 16  # that wait for network disks
+_THREADS = 16  # to overlap the latency of network disks
 
 
 class StoreError(UserError):
-  """A store that fails to do what it could: not the file's fault."""
+  """A store failed; the file itself is not to blame."""
 
 
 def as_path(place) -> epath.Path:
-  """A user's path, ~ being the home folder; UserError for a scheme that is unknown or whose package is missing."""
+  """A user's path, with ~ expanded; UserError for an unknown scheme or one whose package is missing."""
   scheme = scheme_of(place)
   if scheme:
     if scheme not in SCHEMES:
-      raise UserError(f'{place}: stores of the kind {scheme}:// are not known; known: '
+      raise UserError(f'{place}: {scheme}:// is not a known kind of store; known: '
                       + ', '.join(f'{name}://' for name in SCHEMES) + ', and local paths')
     package, extra = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
@@ -62,30 +62,30 @@ def is_remote(place) -> bool:
 def filesystem(place):
   """fsspec's file system of a remote path. Its own path strings have no scheme."""
   as_path(place)
-  return epath.backend.fsspec_backend.fs(os.fspath(place))  # the one that epath uses, with its connections
+  return epath.backend.fsspec_backend.fs(os.fspath(place))  # the instance that epath uses, with its connections
 
 
 def _no_listings_kept(scheme: str):
-  """fsspec would remember what a folder held, and not see what TensorStore or another host has written since."""
+  """Clears fsspec's listing cache, which would hide what TensorStore or another host has written since."""
   import fsspec
   for name in {scheme, {'gs': 'gcs'}.get(scheme, scheme)}:
     fsspec.config.conf.setdefault(name, {}).setdefault('use_listings_cache', False)
 
 
 def make_folder(path: epath.Path):
-  """Makes a folder with those above it. Stores need none, and might make a bucket of a misspelt name."""
+  """Makes a folder and its parents. Does nothing in stores, which need none and might create a misspelt bucket."""
   if not is_remote(path):
     path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(path, alone: bool = False) -> Iterator[str]:
-  """Yields the name of a local file to write, which becomes `path` when the block ends well: whole, or not at all.
+  """Yields the name of a local file to write, which atomically becomes `path` when the block succeeds.
 
-  Locally it is next to `path` and is on the disk before it gets its name. The folder is made where there is none.
+  Locally it is next to `path` and is synced to disk before it is renamed. A missing folder is created.
 
   Args:
-    alone: nobody else writes this file at the same time. What a killed run leaves is then overwritten by the next.
+    alone: no other process writes this file at the same time, so the next run overwrites what a killed one left.
   """
   path = as_path(path)
   if is_remote(path):
@@ -104,13 +104,13 @@ def replacing(path, alone: bool = False) -> Iterator[str]:
     os.replace(temporary, path)
     _to_disk(path.parent, os.O_RDONLY)
   finally:
-    with contextlib.suppress(OSError):  # it has its real name by now, or never came to be
+    with contextlib.suppress(OSError):  # already renamed, or never created
       os.unlink(temporary)
 
 
 @contextlib.contextmanager
 def _refusals():
-  """What keeps a store from taking a file, as an OSError, as with a disk: each client has its own kinds."""
+  """Turns a store client's own exceptions on writing into OSError, as from a disk."""
   try:
     yield
   except OSError:
@@ -128,7 +128,7 @@ def _to_disk(name, flags: int):
 
 
 def write_bytes(path, data: bytes, alone: bool = False):
-  """Writes a file whole or not at all; `alone` as in `replacing`."""
+  """Writes a file atomically; `alone` as in `replacing`."""
   path = as_path(path)
   if is_remote(path):
     with _refusals():
@@ -139,13 +139,13 @@ def write_bytes(path, data: bytes, alone: bool = False):
 
 
 def write_text(path, text: str, alone: bool = False):
-  """The same of text in UTF-8, with line ends as they are."""
+  """Writes UTF-8 text atomically, keeping line ends."""
   write_bytes(path, text.encode(), alone)
 
 
 @contextlib.contextmanager
 def local_copy(path) -> Iterator[str]:
-  """Yields the name of a local file with the contents of `path`: itself, or a copy that lasts as long as the block."""
+  """Yields the name of a local file with the contents of `path`: itself, or a copy that exists during the block."""
   path = as_path(path)
   if not is_remote(path):
     yield os.fspath(path)
@@ -157,11 +157,11 @@ def local_copy(path) -> Iterator[str]:
 
 
 def read_bytes(path) -> bytes:
-  """A whole file, from a store by one request.
+  """Reads a whole file, from a store in one request.
 
   Raises:
-    OSError: of a local file; FileNotFoundError where there is none.
-    StoreError: the store does not give it, for whatever reason but that there is none.
+    OSError: a local file cannot be read; FileNotFoundError if there is none, locally or in a store.
+    StoreError: the store fails for any other reason.
   """
   path = as_path(path)
   if not is_remote(path):
@@ -170,20 +170,21 @@ def read_bytes(path) -> bytes:
     return filesystem(path).cat_file(os.fspath(path))
   except FileNotFoundError:
     raise
-  except Exception as error:  # each client has its own, besides those of HTTP and of the sign-in
-    raise StoreError(f'{path}: the store does not give it ({" ".join(str(error).split())[:200] or type(error).__name__})'
-                     ': check the network and your rights, and give the same command again') from error
+  except Exception as error:  # each client has its own exceptions, besides those of HTTP and of authentication
+    raise StoreError(f'{path}: cannot be read from the store '
+                     f'({" ".join(str(error).split())[:200] or type(error).__name__})'
+                     ': check the network and your permissions, and repeat the command') from error
 
 
 @contextlib.contextmanager
 def open_text(path) -> Iterator[io.TextIOWrapper]:
-  """Opens a file of UTF-8 text, with or without a byte order mark, for reading; line ends stay as they are."""
+  """Opens a file of UTF-8 text, with or without a byte order mark, for reading, keeping line ends."""
   with io.BytesIO(read_bytes(path)) as file, io.TextIOWrapper(file, encoding='utf-8-sig', newline='') as text:
     yield text
 
 
 def fetch_folder(path, into: str, patterns: Sequence[str]):
-  """Copies the files of a remote folder whose names fit one of the patterns into the local folder `into`."""
+  """Copies the files of a remote folder that match one of the patterns into the local folder `into`."""
   store = filesystem(path)
   for name in store.ls(os.fspath(path), detail=False):
     base = posixpath.basename(name)
@@ -192,7 +193,7 @@ def fetch_folder(path, into: str, patterns: Sequence[str]):
 
 
 def move(source: epath.Path, target: epath.Path):
-  """Renames a file or folder. In a store its files are copied, then deleted in the order of their names."""
+  """Renames a file or folder. In a store, its files are copied, then deleted in the order of their names."""
   if not is_remote(source):
     source.rename(target)
     return
@@ -206,7 +207,7 @@ def move(source: epath.Path, target: epath.Path):
 
 
 def remove_folder(path):
-  """Deletes a folder as far as that is possible: others may be doing the same."""
+  """Deletes a folder as far as possible; other processes may be doing the same."""
   if not is_remote(path):
     shutil.rmtree(path, ignore_errors=True)
     return
@@ -215,16 +216,16 @@ def remove_folder(path):
 
 
 def size(path) -> int:
-  """Bytes of a file; OSError where there is none."""
+  """Size of a file in bytes; OSError if there is none."""
   if is_remote(path):
     return filesystem(path).info(os.fspath(path))['size']
   return os.path.getsize(path)
 
 
 def stamps(root, names: Iterable[str]) -> dict[str, tuple[int, str]]:
-  """{name: (bytes, what changes when the file does)} of files under `root`; those that are not there are left out.
+  """{name: (bytes, a value that changes with the file)} of files under `root`; missing ones are left out.
 
-  A store is asked for one listing of all that is under `root`, instead of once a file.
+  In a store this takes one listing of everything under `root`, instead of one request per file.
   """
   if is_remote(root):
     listing = _listing(root)
@@ -247,18 +248,19 @@ def files_under(folder) -> list[str]:
   """Names, relative to a folder, of all files in it and its sub-folders, links to folders followed, sorted.
 
   Raises:
-    UserError: one of the folders may not be read.
+    UserError: a folder cannot be read.
   """
   if is_remote(folder):
     return sorted(_listing(folder))
 
   def refuse(error):
-    if not isinstance(error, FileNotFoundError):  # a folder that is not there holds nothing
-      raise UserError(f'{error.filename}: cannot be read ({error.strerror}): what is in it would be left out')
+    if not isinstance(error, FileNotFoundError):  # a missing folder has no files
+      raise UserError(f'{error.filename}: cannot be read ({error.strerror}), so its files would be left out: '
+                      'check its permissions')
   found, seen, folder = [], set(), os.path.expanduser(folder)
   for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
     real = os.path.realpath(here)
-    if real in seen:  # a link that leads back up
+    if real in seen:  # a link to a folder above
       folders.clear()
       continue
     seen.add(real)
@@ -268,17 +270,17 @@ def files_under(folder) -> list[str]:
 
 
 def names_in(folder) -> list[str]:
-  """Names of what is in a folder itself, sorted; OSError where there is none."""
+  """Names of the entries of a folder, sorted; OSError if there is none."""
   if not is_remote(folder):
     return sorted(os.listdir(folder))
   try:
     return sorted(path.name for path in as_path(folder).iterdir())
-  except FileNotFoundError:  # a folder of a store begins with its first file
+  except FileNotFoundError:  # in a store, a folder exists from its first file on
     return []
 
 
 def glob(pattern) -> list[str]:
-  """Files that a pattern names, sorted; ** goes through sub-folders."""
+  """Files that match a pattern, sorted; ** includes sub-folders."""
   if not is_remote(pattern):
     import glob as standard
     return sorted(standard.glob(os.path.expanduser(pattern), recursive=True))
@@ -286,13 +288,13 @@ def glob(pattern) -> list[str]:
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
-  """[(file of one store, first byte, end)] -> their bytes, asked for at once; an exception for each failure."""
+  """[(file of one store, first byte, end)] -> their bytes, requested concurrently; an exception for each failure."""
   files, starts, ends = zip(*ranges)
   return filesystem(files[0]).cat_ranges(list(files), list(starts), list(ends), on_error='return')
 
 
 def _listing(folder) -> dict[str, dict]:
-  """{name relative to a remote folder: fsspec's facts} of all files in it and its sub-folders."""
+  """{name relative to a remote folder: fsspec's metadata} of all files in it and its sub-folders."""
   store = filesystem(folder)
   start = len(store._strip_protocol(os.fspath(folder)).rstrip('/')) + 1  # pylint: disable=protected-access
   found = store.find(os.fspath(folder), detail=True)

@@ -1,4 +1,4 @@
-"""What people see on standard error: how far a command is, and not the notices of other packages."""
+"""Progress on standard error, and silencing of other packages' notices."""
 import contextlib
 import logging
 import sys
@@ -6,15 +6,15 @@ import time
 
 
 class Progress:
-  """A line with the time left on a terminal; elsewhere (log files) a line every half minute."""
+  """A progress line with the remaining time on a terminal; elsewhere (log files) one line every half minute."""
 
   def __init__(self, name, total=None):
     self.name, self.done, self.total = name, 0, total
-    self.start = self.told = time.monotonic()
+    self.start = self.last_printed = time.monotonic()
     self.bar = None
 
   def step(self):
-    """One file more, written or rejected."""
+    """Counts one more file, written or rejected."""
     self(self.done + 1, self.total)
 
   def __call__(self, done, total):
@@ -28,8 +28,8 @@ class Progress:
         self.close()
       return
     now = time.monotonic()
-    if now - self.told > 30:
-      self.told = now
+    if now - self.last_printed > 30:
+      self.last_printed = now
       left = (now - self.start) / done * (total - done) if done else 0
       print(f'{self.name}: {done} of {total}, {left / 60:.0f} min left', file=sys.stderr, flush=True)
 
@@ -50,7 +50,7 @@ class Progress:
 
 @contextlib.contextmanager
 def quiet(logger: str | logging.Logger):
-  """A logger, or the one of that name, reports errors only within the block."""
+  """Limits a logger, given itself or by name, to errors within the block."""
   logger = logging.getLogger(logger) if isinstance(logger, str) else logger
   level = logger.level
   logger.setLevel(logging.ERROR)

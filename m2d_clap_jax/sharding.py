@@ -1,8 +1,8 @@
 """Placing arrays on devices: one mesh, and rules that say which axis of which parameter is divided over it.
 
 The mesh has two axes. The batch is divided over both. Parameters, the target network and the optimizer state are
-replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gets the
-rest of a layer while it computes it. With fsdp=1 that is plain data parallelism.
+replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gathers
+the rest of a layer to compute it. With fsdp=1 this is plain data parallelism.
 """
 import pickle
 import re
@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m2d_clap_jax.errors import UserError
 
-# The first pattern that is found in a parameter's path tells which of its axes is divided over `fsdp`. A kernel is
-# [in, out]; the wider side of the two is divided, and vectors, tokens and scalars are too small to be worth it.
+# The first pattern that matches a parameter's path determines which of its axes is divided over `fsdp`. A kernel is
+# [in, out], and its wider axis is divided; vectors, tokens and scalars are too small to be worth it.
 RULES = (
     (r'(qkv|fc1|patch_embed|embed|pred)/kernel$', PartitionSpec(None, 'fsdp')),
     (r'kernel$', PartitionSpec('fsdp', None)),
@@ -27,7 +27,7 @@ SHARE = 0.3  # of a device's memory that the state may take before it is divided
 
 
 def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
-  """All devices (of all processes) as a mesh of (devices / fsdp) x fsdp; UserError where fsdp does not divide them."""
+  """All devices (of all processes) as a mesh of (devices / fsdp) x fsdp; UserError if fsdp does not divide them."""
   devices = np.asarray(jax.devices() if devices is None else devices)
   if fsdp < 1 or devices.size % fsdp:
     raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {devices.size} devices: choose one of '
@@ -36,19 +36,20 @@ def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
 
 
 def mesh_for(parameters: int, *, fsdp: int | None = None) -> Mesh:
-  """The mesh of a run that trains so many parameters; fsdp=None lets `choose_fsdp` decide."""
+  """The mesh for a run with this number of parameters; fsdp=None lets `choose_fsdp` decide."""
   return make_mesh(fsdp=fsdp or choose_fsdp(parameters))
 
 
 def choose_fsdp(parameters: int, devices=None, memory: int | None = None) -> int:
-  """Over how many devices to divide the state so that it takes at most SHARE of a device's memory.
+  """The number of devices to divide the state over so that it takes at most SHARE of a device's memory.
 
   Args:
-    parameters: number of them.
-    memory: bytes of a device; None asks the device, and where it does not tell (a CPU), nothing is divided.
+    parameters: their number.
+    memory: bytes of a device; None queries the device; if it does not report this (a CPU), nothing is divided.
   """
   devices = jax.devices() if devices is None else devices
-  memory = memory or (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')  # others' cannot be asked
+  # Only local devices can be queried.
+  memory = memory or (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
   if not memory:
     return 1
   divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
@@ -80,9 +81,9 @@ def of_state(shapes, mesh: Mesh):
 
 
 def gather(mesh: Mesh):
-  """A function for `pretrain_step` that makes divided parameters whole where they are used, or None if none are.
+  """A function for `pretrain_step` that gathers divided parameters where they are used, or None if none are divided.
 
-  Without it XLA may rather divide the computation, and send activations around.
+  Without it XLA may divide the computation instead, and exchange activations.
   """
   if mesh.shape['fsdp'] == 1:
     return None
@@ -90,8 +91,8 @@ def gather(mesh: Mesh):
 
 
 def table(shapes, mesh: Mesh) -> str:
-  """What a state takes: a line for each of its parts, with values, bytes on each device, and how it is divided."""
-  lines = [f'{"part":<24}{"values":>10}{"MB a device":>13}  divided over']
+  """A table of the state: one line per part, with values, bytes on each device, and how it is divided."""
+  lines = [f'{"part":<24}{"values":>10}{"MB/device":>13}  divided over']
   for part, tree in _parts(shapes):
     leaves = list(zip(jax.tree.leaves(tree), jax.tree.leaves(of_state(tree, mesh))))
     count = sum(int(np.prod(x.shape)) for x, _ in leaves)
@@ -104,13 +105,14 @@ def table(shapes, mesh: Mesh) -> str:
 
 
 def _parts(state):
-  for name in ('encoder', 'predictor'):
+  for name in ('encoder', 'predictor', 'text_encoder'):
     if name in state.params:
       yield name, {name: state.params[name]}
-  rest = {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor')}
+  rest = {name: tree for name, tree in state.params.items() if name not in ('encoder', 'predictor', 'text_encoder')}
   yield 'heads and embedding', rest
-  if state.target_params:
-    yield 'target', state.target_params
+  for part in ('target_params', 'frozen'):
+    if getattr(state, part, None):
+      yield part.removesuffix('_params'), getattr(state, part)
   yield 'optimizer', state.opt_state
 
 
@@ -119,17 +121,17 @@ def _count(n: int) -> str:
 
 
 def to_devices(mesh: Mesh, batch):
-  """Joins each process' own part of a batch (a tree of numpy arrays) into global arrays divided over the mesh."""
+  """Joins the processes' parts of a batch (a tree of numpy arrays) into global arrays divided over the mesh."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over_batch(mesh), x), batch)
 
 
 def rows_on_devices(mesh: Mesh, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> jax.Array:
-  """A global array divided over the mesh by rows, which `read(start, stop)` gives; only those of own devices are read."""
+  """A global array divided over the mesh by rows from `read(start, stop)`; only rows of local devices are read."""
   return jax.make_array_from_callback(shape, over_batch(mesh), lambda index: read(*index[0].indices(shape[0])[:2]))
 
 
 def join(items: dict) -> dict:
-  """What all processes have, as {key: value} with keys in order; values are anything that can be pickled."""
+  """Merges the dictionaries of all processes, with sorted keys; values must be picklable."""
   if jax.process_count() == 1:
     return dict(sorted(items.items()))
   data = np.frombuffer(pickle.dumps(items), np.uint8)
@@ -142,7 +144,7 @@ def join(items: dict) -> dict:
 
 
 def own_part(x: np.ndarray) -> np.ndarray:
-  """This process' equal part of the rows of a global batch."""
+  """This process's equal part of the rows of a global batch."""
   return np.split(x, jax.process_count())[jax.process_index()]
 
 
@@ -152,4 +154,4 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1):
   if batch_size % parts:
     raise UserError(
         f'batch_size={batch_size} cannot be divided over {mesh.size} devices x accumulate={accumulate}: '
-        f'take a multiple of {parts}, e.g. {max(parts, round(batch_size / parts) * parts)}')
+        f'use a multiple of {parts}, e.g. {max(parts, round(batch_size / parts) * parts)}')

@@ -199,7 +199,7 @@ def test_what_is_no_audio_is_named(model, tmp_path):
   good = np.zeros(1000, np.float32)
   bad = good.copy()
   bad[3] = np.nan
-  for waves, message in [([good, bad], 'item 1 holds NaN'), ([good, good[:0]], 'item 1 is empty'),
+  for waves, message in [([good, bad], 'item 1 contains NaN'), ([good, good[:0]], 'item 1 is empty'),
                          (np.zeros((2, 2, 2, 2)), r'shape \(2, 2, 2, 2\)'), ([np.zeros((40, 50))], 'item 0 has shape'),
                          ([good.astype(complex)], 'item 0: a wave of complex'), ([], 'no audio'),
                          ([tmp_path / 'missing.wav'], 'missing.wav: no such file')]:
@@ -220,7 +220,7 @@ def test_text_and_classification(model, music):
   np.testing.assert_allclose(model.classify([music, music[:9000]], labels=labels), cosines, atol=1e-5)
   both = model.encode_labels(labels, ['{} can be heard', 'a recording of {}'])
   np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
-  with pytest.raises(UserError, match='no {} where the label goes'):
+  with pytest.raises(UserError, match='no {} for the label'):
     model.classify(music, labels=labels, template='a sound')
   with pytest.raises(UserError, match='needs labels'):
     model.classify(music)
@@ -273,10 +273,10 @@ def test_a_position_table_of_the_file_is_used_and_cut(music):
 def test_a_text_encoder_with_other_weights_is_refused():
   tiny = tiny_weights()
   tiny.text_encoder['hash'] = '0123456789abcdef'
-  with pytest.raises(UserError, match='has weights .* where the model was trained with 0123456789abcdef'):
+  with pytest.raises(UserError, match='has weights .*, but the model was trained with 0123456789abcdef'):
     m2d_clap_jax.load(tiny).encode_text(['a dog'])
   other = tiny_weights(text_width=64)
-  with pytest.raises(UserError, match='gives 384 numbers where the model takes 64'):
+  with pytest.raises(UserError, match='has width 384, but the model expects 64'):
     m2d_clap_jax.load(other).encode_text(['a dog'])
 
 
@@ -297,7 +297,7 @@ def test_a_caption_of_more_tokens_than_count_is_told_once(model, capsys):
   model.encode_text(['a dog', 'bell ' * 700, fits, 'a cat ' * 600])
   told = capsys.readouterr().err
   assert told.count('\n') == 1 and told.startswith("notice: text encoder minilm: sentence 1, 'bell bell") and (
-      'has 702 tokens, of which only the first 512 count; 1 more too long' in told), told
+      'has 702 tokens, of which only the first 512 are used; 1 more too long' in told), told
   model.encode_text([fits])
   assert not capsys.readouterr().err
 

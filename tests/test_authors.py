@@ -59,17 +59,22 @@ def test_the_authors_folders_are_taken_as_they_are(folder):
   assert len(list(tfds.builder_from_directory(str(folder / 'out')).as_dataset(split='train'))) == 3
 
 
-def test_linked_folders_are_searched_and_odd_names_told(folder):
+def test_linked_folders_are_searched_and_odd_names_told(folder, capsys):
   (folder / 'elsewhere').mkdir()
   np.save(folder / 'elsewhere' / 'abcdefghijk.npy', vectors(80, 50))
   (folder / 'logmels' / 'linked').symlink_to(folder / 'elsewhere')
   (folder / 'elsewhere' / 'back').symlink_to(folder / 'logmels')  # a circle
   with open(os.fsencode(folder / 'elsewhere') + b'/caf\xe9.npy', 'wb') as file:
     np.save(file, vectors(80, 50))
+  with open(os.fsencode(folder / 'elsewhere') + b'/caf\xea.npy', 'wb') as file:
+    np.save(file, vectors(80, 50))
+  (folder / 'elsewhere' / 'late.NPY').write_bytes(b'x')
   assert run(folder, '--text_encoder=none') == 0
+  assert 'files: 11 log-mels, 1 others (linked/late.NPY)' in capsys.readouterr().out
   split = Folder(folder / 'out').split('train')
   assert [clip.key for clip in map(split.clip, range(split.num_clips))].count('linked/abcdefghijk.npy') == 1
-  assert 'caf\ufffd.npy,its name is not valid UTF-8' in (folder / 'out' / 'rejected.csv').read_text()
+  rejected = (folder / 'out' / 'rejected.csv').read_text()
+  assert all(rf'caf\x{byte}.npy,its name is not valid UTF-8' in rejected for byte in ('e9', 'ea'))
 
 
 def test_log_mels_alone_must_be_asked_for(folder, capsys):
@@ -130,7 +135,7 @@ def test_wrong_dictionaries_are_told(tmp_path, content, told):
 def test_damaged_absent_and_unlike_dictionaries_are_told(tmp_path):
   np.save(tmp_path / 'a.npy', {'a': vectors(8)})
   np.save(tmp_path / 'b.npy', {'a': vectors(9)})
-  with pytest.raises(UserError, match="b.npy: 'a' is 9 wide where others are 8"):
+  with pytest.raises(UserError, match="b.npy: 'a' is 9 wide, but others are 8"):
     authors.Dictionaries([tmp_path / '*.npy'], 'float16')
   data = (tmp_path / 'a.npy').read_bytes()
   for damaged in (b'', b'text', data[:100], data[:-20]):

@@ -6,7 +6,7 @@ import pytest
 
 from m2d_clap_jax.audio.logmel import SILENCE
 from m2d_clap_jax.data import schema
-from m2d_clap_jax.data.batches import TrainingBatches, crop, pick_caption, prefetch
+from m2d_clap_jax.data.batches import TrainingBatches, crop, embeddings, pick, prefetch
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.errors import UserError
 
@@ -39,8 +39,7 @@ def test_every_crop_position_and_every_caption_can_come_up():
   starts = [crop(logmel, 8, u)[0, 0] for u in uniform]
   np.testing.assert_array_equal(np.unique(starts, return_counts=True)[0], [0, 1, 2])
   assert min(np.unique(starts, return_counts=True)[1]) > 300
-  clip = schema.Record('a', logmel, caption_embeddings=np.arange(3)[:, None])
-  assert {int(pick_caption(clip, u)[0]) for u in uniform} == {0, 1, 2}
+  assert {pick('abc', u) for u in uniform} == set('abc')
 
 
 def test_a_short_clip_is_padded_with_silence():
@@ -48,6 +47,31 @@ def test_a_short_clip_is_padded_with_silence():
   np.testing.assert_array_equal(padded[:, :3], 1)
   np.testing.assert_allclose(padded[:, 3:].astype(np.float32), SILENCE, rtol=1e-3)
   assert padded.dtype == np.float16
+
+
+@pytest.mark.parametrize('weights', [None, (1, 1, 1)])
+def test_of_several_folders_every_clip_comes_once_an_epoch(weights):
+  order = Order(60, 7, seed=3, sizes=[30, 10, 20], weights=weights)
+  stream = np.concatenate([order.clips(step) for step in range(26)])[:180]
+  for epoch in stream.reshape(3, 60):
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(60))
+  np.testing.assert_array_equal(stream[:7], Order(60, 7, seed=3).clips(0))
+
+
+def test_weights_say_how_often_the_clips_of_a_folder_come_in_an_epoch():
+  order = Order(60, 8, seed=3, sizes=[30, 10, 20], weights=(0.5, 3, 1))
+  assert order.epoch_clips == 15 + 30 + 20
+  stream = np.concatenate([order.clips(step) for step in range(33)])[:4 * 65]
+  for epoch in stream.reshape(4, 65):
+    parts = [epoch[epoch < 30], epoch[(epoch >= 30) & (epoch < 40)], epoch[epoch >= 40]]
+    assert [len(part) for part in parts] == [15, 30, 20]
+    assert len(np.unique(parts[0])) == 15 and (np.unique(parts[1], return_counts=True)[1] == 3).all()
+  np.testing.assert_array_equal(np.bincount(stream), [2] * 30 + [12] * 10 + [4] * 20)
+  fresh = Order(60, 8, seed=3, sizes=[30, 10, 20], weights=(0.5, 3, 1))
+  np.testing.assert_array_equal(fresh.clips(20), order.clips(20))
+  for step in (0, 1, 8, 9, 31):
+    np.testing.assert_array_equal(fresh.counts(step), np.bincount(np.searchsorted(
+        [30, 40], stream[:8 * step], 'right'), minlength=3))
 
 
 class FakeSplit:
@@ -60,7 +84,7 @@ class FakeSplit:
 
 
 def test_the_parts_of_the_hosts_make_up_the_batch():
-  options = dict(frames=5, batch_size=8, seed=0, text=True)
+  options = dict(frames=5, batch_size=8, seed=0, captions=embeddings)
   whole = TrainingBatches(FakeSplit(), **options)(4)
   parts = [TrainingBatches(FakeSplit(), **options, part=(i, 4))(4) for i in range(4)]
   for key in whole:
@@ -70,7 +94,7 @@ def test_the_parts_of_the_hosts_make_up_the_batch():
 
 def test_a_batch_larger_than_the_data_is_refused():
   with pytest.raises(UserError, match='batch_size=13 is more than the 12 clips'):
-    TrainingBatches(FakeSplit(), frames=5, batch_size=13, seed=0, text=True)
+    TrainingBatches(FakeSplit(), frames=5, batch_size=13, seed=0, captions=embeddings)
 
 
 @pytest.mark.parametrize('start,stop', [(0, 20), (17, 20), (5, 5), (0, 2)])

@@ -93,7 +93,7 @@ def test_a_connection_that_breaks_off_is_continued_where_it_was(server, cuts):
 def test_a_download_that_ended_is_continued_by_the_next_call(server, tmp_path):
   data = offer_noise()
   server.cut = [1 << 20, 0]  # the second answer brings nothing
-  with pytest.raises(UserError, match=r'cannot be fetched: .* 1048576 bytes that have come are kept; the same command'):
+  with pytest.raises(UserError, match=r'cannot be downloaded: .* 1048576 bytes downloaded are kept; the same command'):
     released.fetch(NAME)
   assert left(tmp_path) == [f'{NAME}.zip.part']
   assert released.fetch(NAME).read_bytes() == noise() and server.asked[-1] == f'bytes={1 << 20}-'
@@ -109,7 +109,7 @@ def test_a_part_that_is_whole_or_of_another_file_or_cannot_be_continued_is_no_tr
   other = offer_noise(OTHER)
   part = part.with_name(f'{OTHER}.zip.part')
   part.write_bytes(other + b'more')
-  with pytest.raises(UserError, match='begins anew'):
+  with pytest.raises(UserError, match='starts over'):
     released.fetch(OTHER)
   part.write_bytes(b'no beginning of this file')
   server.ranges = False
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_has_changed_is_not_taken(server, tmp_path):
   content = bytearray(checkpoint.read_bytes())
   content[1000] ^= 1
   checkpoint.write_bytes(content)
-  with pytest.raises(UserError, match=f'checkpoint-300.pth: is not what was fetched at first: its SHA-256 is .*{NAME}.json'):
+  with pytest.raises(UserError, match=f'checkpoint-300.pth: has changed since the first download: its SHA-256 is .*{NAME}.json'):
     read(NAME)
 
 
@@ -195,7 +195,7 @@ def test_a_zip_that_differs_from_the_first_is_not_taken(server, tmp_path):
   checkpoint.with_name('README.txt').unlink()
   checkpoint.parent.rmdir()
   offer(NAME, zipped({f'{NAME}/checkpoint-300.pth': b'something else'}))
-  with pytest.raises(UserError, match='zip: is not what was fetched at first'):
+  with pytest.raises(UserError, match='zip: has changed since the first download'):
     released.fetch(NAME)
   assert left(tmp_path) == [f'{NAME}.json']
   offer_noise()
@@ -228,7 +228,7 @@ def test_without_pytorch_nothing_is_fetched(server, monkeypatch):
 
 
 def test_a_name_that_the_server_lacks_is_told(server):
-  with pytest.raises(UserError, match='cannot be fetched: HTTP 404 Not Found'):
+  with pytest.raises(UserError, match='cannot be downloaded: HTTP 404 Not Found'):
     released.fetch(NAME)
 
 

@@ -75,11 +75,11 @@ def test_a_fine_tuned_head_scores_its_own_classes(here, capsys):
 
 
 @pytest.mark.parametrize('options,message', [
-    (['--labels', ' , '], 'holds no label'),
-    (['--labels', 'dog,rain,dog'], "'dog' is there twice"),
+    (['--labels', ' , '], 'contains no label'),
+    (['--labels', 'dog,rain,dog'], "'dog' occurs twice"),
     (['--labels', '@none.txt'], '@none.txt: cannot be read'),
     (['--labels', 'dog', '--template', 'a sound'], "template 'a sound' has no {}"),
-    (['--template', '{}'], '--template belongs to --labels'),
+    (['--template', '{}'], '--template requires --labels'),
     (['--labels', 'dog', '--multi_label'], "--multi_label is for the classes of a fine-tuned model's head"),
     ([], 'has no fine-tuned head; give --labels'),
     (['--labels', 'dog', '--text_encoder', 'no/such/folder'], 'no/such/folder')])
@@ -101,4 +101,4 @@ def test_labels_for_a_model_without_text_and_useless_files_are_one_line(here, ca
 def test_top_must_be_a_number_from_1(here, capsys):
   with pytest.raises(SystemExit):
     run('classify', here.usable[0], '--model', here.folder, '--labels', 'dog', '--top', 0)
-  assert "'0' is not a number from 1" in capsys.readouterr().err
+  assert "'0' is not a whole number of at least 1" in capsys.readouterr().err

@@ -108,9 +108,9 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(here, tmp_path, 
   audio, text = here.root / 'audio', here.root / 'audio' / 'more' / 'text.wav'
   out = tmp_path / 'x.npz'
   before = sorted(os.listdir(tmp_path))
-  for paths, name, message in (([tmp_path / 'empty'], out, 'empty: the folder holds no audio files'),
-                               ([audio], tmp_path / 'x.csv', 'x.csv: is no name for an output'),
-                               ([audio], tmp_path / 'folder.npz', 'folder.npz: is no name for an output'),
+  for paths, name, message in (([tmp_path / 'empty'], out, 'empty: the folder contains no audio files'),
+                               ([audio], tmp_path / 'x.csv', 'x.csv: unknown kind of output'),
+                               ([audio], tmp_path / 'folder.npz', 'folder.npz: unknown kind of output'),
                                ([audio], tmp_path / 'file' / 'x.npz', 'x.npz: cannot be written'),
                                ([text], out, 'none of the 1 files can be used')):
     assert embed(here, name, paths=paths) == 2
@@ -155,7 +155,7 @@ def test_a_folder_from_a_phone_is_read_and_what_cannot_be_decoded_is_counted(her
   os.mkfifo(tmp_path / 'pipe.wav')
   assert embed(here, tmp_path / 'x.npz', paths=[tmp_path]) == 0
   error = capsys.readouterr().err
-  assert '3 files cannot be decoded and are not taken (2 .mid, 1 .dss)' in error
+  assert '3 files cannot be decoded and are skipped (2 .mid, 1 .dss)' in error
   assert 'pipe.wav: is not a regular file' in error
   data = np.load(tmp_path / 'x.npz')
   assert [os.path.basename(name) for name in data['files']] == ['a.m4a', 'a.wav']

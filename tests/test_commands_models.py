@@ -76,7 +76,7 @@ def test_portable_to_pth_and_back_is_the_same_model_in_every_tensor(model, tmp_p
   own = facts(capsys, path, *overrides)
   assert own['encoder']['heads'] == 3 and own['text_encoder']['name'] == 'minilm'
   assert run('convert', model, tmp_path / 'pth', '--to', 'pth') == 2
-  assert f'{path}: is there already' in capsys.readouterr().err
+  assert f'{path}: already exists' in capsys.readouterr().err
 
 
 def test_info_says_that_a_logit_scale_is_a_default(complete, model, tmp_path, capsys):
@@ -111,13 +111,13 @@ def test_a_folder_that_holds_something_else_is_not_touched(model, tmp_path, caps
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'README.md').write_text('my notes')
   (tmp_path / 'file').write_text('')
-  for dst, message in (('full', 'full: holds something else (README.md)'), ('file', 'file: is a file'),
+  for dst, message in (('full', 'full: has other contents (README.md)'), ('file', 'file: is a file'),
                        ('x.pth', 'give one without .pth, and --to pth')):
     assert run('convert', model, tmp_path / dst) == 2
     assert message in capsys.readouterr().err
   assert (tmp_path / 'full' / 'README.md').read_text() == 'my notes'
   assert run('convert', model, model, '--encoder_only') == 2
-  assert 'is SRC itself' in capsys.readouterr().err
+  assert 'DST and SRC are the same' in capsys.readouterr().err
   (tmp_path / 'new').mkdir()
   assert run('convert', model, tmp_path / 'new') == 0
   assert run('convert', save_model(tmp_path / 'other', width=48), tmp_path / 'new') == 0, 'a model may be replaced'

@@ -25,7 +25,7 @@ def test_curves_of_one_run_and_of_several(tmp_path, capsys):
   assert orange[0] == 0 < orange[1], 'the second run is there, in the second colour'
   assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / 'one' / 'curves.png')
   assert run('plot', tmp_path, '-o', tmp_path / 'none') == 2
-  assert 'holds no metrics.jsonl' in capsys.readouterr().err
+  assert 'contains no metrics.jsonl' in capsys.readouterr().err
 
 
 def test_attention_of_real_files_is_drawn_and_bad_ones_are_told(tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_a_model_is_shown_by_sounds_in_folders_of_their_classes(tmp_path, capsys
   assert printed.out.split() == [str(out / name) for name in names]
   for name in names:
     read(out / name)
-  assert printed.err.count('left out') == 5 and 'stray.wav: lies in no sub-folder' in printed.err
+  assert printed.err.count('left out') == 5 and 'stray.wav: not in a sub-folder' in printed.err
   audio = save_model(tmp_path / 'audio_only', text_width=None)
   assert run('plot', audio, '--classes', sounds, '-o', tmp_path / 'fewer') == 0
   assert [path.name for path in (tmp_path / 'fewer').iterdir()] == ['embeddings.png']

@@ -165,7 +165,7 @@ def test_integer_arrays_are_scaled_to_one(dtype, top):
 
 
 def test_sixteen_bits_in_sixty_four_are_not_taken_for_silence():
-  with pytest.raises(ValueError, match='int64 is not understood'):
+  with pytest.raises(ValueError, match='int64 is not supported'):
     decode.as_mono([0, 20000, -20000])
 
 

@@ -91,7 +91,7 @@ def test_results_of_another_model_are_not_overwritten(root, model, tmp_path):
   first = run(root, model, tmp_path / 'run', 'zeroshot', 'splits')
   assert run(root, model, tmp_path / 'run', 'zeroshot', 'splits') == first  # the same again is no harm
   other = save_portable(tiny_weights(seed=1), tmp_path / 'other')
-  with pytest.raises(UserError, match='are the results of another model'):
+  with pytest.raises(UserError, match='contains the results of another model'):
     run(root, other, tmp_path / 'run', 'zeroshot', 'splits')
   assert json.loads((tmp_path / 'run' / 'results.json').read_text()) == first
 
@@ -202,9 +202,9 @@ def test_reports_are_merged_and_bad_ones_named(root, model, tmp_path):
   assert '| esc50 | f | accuracy | 70.0 |  |  | 75.5 | -5.5 |' in text
   assert text.index('| esc50 |') < text.index('| splits |')
   (tmp_path / 'b' / 'results.json').write_text('{"job": 1}')
-  with pytest.raises(UserError, match='b/results.json: is no result'):
+  with pytest.raises(UserError, match='b/results.json: is not a result'):
     report.merge([tmp_path])
-  with pytest.raises(UserError, match='nowhere: holds no results.json'):
+  with pytest.raises(UserError, match='nowhere: contains no results.json'):
     report.merge([tmp_path / 'nowhere'])
 
 

@@ -63,7 +63,7 @@ def test_clips_arrive_bit_by_bit_with_their_classes_and_parts(tmp_path, capsys):
   assert run('fetch', 'cremad', '--out', tmp_path / 'out', '--data_dir', data_dir) == 0
   assert 'cremad.csv: 24 clips = 23 written + 1 rejected' in capsys.readouterr().out
   task = open_task('cremad', str(tmp_path / 'out'))
-  assert [len(part) for part in task.splits().values()] == [12, 6, 5] and task.captions[0] == 'angry person talking'
+  assert [len(part) for part in task.splits().values()] == [12, 6, 5] and task.captions[0] == 'angry person talking can be heard'
   expected = sorted((row['label'], row['audio'].tolist()) for split in examples for row in examples[split]
                     if np.abs(row['audio']).max() <= 32768)
   found = sorted((clip.labels[0], soundfile.read(task.path(clip), dtype='int16')[0].tolist()) for clip in task.clips)
@@ -91,7 +91,7 @@ def test_an_interrupted_call_continues_and_a_finished_one_is_left_alone(tmp_path
   monkeypatch.setattr(fetch, 'save_flac', stop_after(100))
   assert '18 clips = 18 written' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
   assert len(written) == len(set(written)) == 18
-  assert 'is there already' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
+  assert 'already exists' in fetch.fetch('cremad', tmp_path / 'out', data_dir=data_dir)
 
 
 def test_genres_have_ten_folds_of_neighbours(tmp_path):
@@ -120,8 +120,8 @@ def test_floats_are_kept_exactly_where_they_were_16_bit():
 def test_data_that_must_be_fetched_by_hand_and_unknown_names_are_told(tmp_path, capsys):
   assert run('fetch', 'vc1', '--out', tmp_path / 'out', '--data_dir', tmp_path, '--manual_dir', tmp_path / 'none') == 2
   line, = capsys.readouterr().err.strip().splitlines()
-  assert 'voxceleb: its data cannot be had' in line and 'vox_dev_wav.zip' in line and '--manual_dir' in line
-  with pytest.raises(UserError, match='esc50: not known in the catalogue; known: gtzan'):
+  assert 'voxceleb: its data are not available' in line and 'vox_dev_wav.zip' in line and '--manual_dir' in line
+  with pytest.raises(UserError, match='esc50: unknown task; known: gtzan'):
     fetch.fetch('esc50', tmp_path)
 
 

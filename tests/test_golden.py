@@ -10,8 +10,7 @@ from flax import traverse_util
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 from m2d_clap_jax.models.posemb import sincos_2d
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import TrainState, apply_gradients, pretrain_loss
 from m2d_clap_jax.weights.names import flax_path
 from tests import reference

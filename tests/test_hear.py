@@ -120,5 +120,5 @@ def test_embeddings_are_the_pipelines_the_same_each_time_and_in_each_batch(folde
 
 def test_audio_of_another_shape_is_refused(model, audio):
   for wrong in (audio[0], audio[None], audio[:0], audio[:, :0]):
-    with pytest.raises(UserError, match=r'HEAR gives \[sounds, samples\]'):
+    with pytest.raises(UserError, match=r'give \[sounds, samples\]'):
       hear.get_scene_embeddings(wrong, model)

@@ -139,7 +139,7 @@ def test_a_folder_without_a_model_card_is_given_one(server, portable, tmp_path):
 def test_what_the_hub_lacks_is_told(server, portable, tmp_path):
   settings = dict(endpoint=server, home=tmp_path / 'home')
   Server.files['lab/other'] = {'README.md': b'hello', 'weights.pth': b'x'}
-  for name, words in {'lab/nothing': 'no such model', 'lab/other': 'holds no model of this package',
+  for name, words in {'lab/nothing': 'no such model', 'lab/other': 'contains no model of this package',
                       'lab/other@v9': "no revision 'v9'"}.items():
     result = command('pull', name, **settings)
     assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr, result.stderr
@@ -151,13 +151,13 @@ def test_a_model_whose_owner_wants_to_be_asked_says_where(server, portable, tmp_
   settings = dict(endpoint=server, home=tmp_path / 'home')
   stranger = command('pull', 'lab/gated', **settings)
   assert stranger.returncode == 2 and 'https://huggingface.co/lab/gated' in stranger.stderr, stranger.stderr
-  assert 'wants to be asked' in stranger.stderr and 'Traceback' not in stranger.stderr
+  assert 'needs its owner.s permission' in stranger.stderr and 'Traceback' not in stranger.stderr
   guest = command('pull', 'lab/gated', token=TOKEN, **settings)
   assert guest.returncode == 0 and read(guest.stdout.strip()).fingerprint == read(portable).fingerprint
 
 
 def test_without_network_one_line_tells_what_was_looked_for():
-  with pytest.raises(UserError, match='hf://runs/clipz: is not in the cache, and the Hub cannot be asked'):
+  with pytest.raises(UserError, match='hf://runs/clipz: is not in the cache, and the Hub cannot be reached'):
     read('hf://runs/clipz')
 
 

@@ -217,7 +217,7 @@ def test_a_tpu_that_is_taken_away_is_asked_for_again(tpu):
 
 def test_a_tpu_with_a_failed_job_is_kept_and_told_of(tpu):
   code, errors, commands = tpu(*JOB, succeeds=3, then='ACTIVE')
-  assert code == 255 and 'still there, and costs' in errors and not any(' delete ' in command for command in commands)
+  assert code == 255 and 'is kept, and billed' in errors and not any(' delete ' in command for command in commands)
 
 
 @pytest.mark.parametrize('script, options, word', [

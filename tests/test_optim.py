@@ -5,8 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from m2d_clap_jax.train.optim import FINE_TUNING, make_optimizer
-from m2d_clap_jax.train.schedule import cosine_behind_warmup, warmup_cosine
+from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup, make_optimizer, warmup_cosine
 
 STEPS = 12
 DRAW = np.random.default_rng(0)

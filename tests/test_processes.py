@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from m2d_clap_jax.data.batches import TrainingBatches
+from m2d_clap_jax.data.batches import TrainingBatches, embeddings
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
@@ -50,7 +50,11 @@ def run_together(code, *arguments):
   join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
   processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=launched.ROOT, env=env,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
-  printed = [process.communicate(timeout=300) for process in processes]
+  try:
+    printed = [process.communicate(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0, 0], printed
   return [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in printed]
 
@@ -245,7 +249,7 @@ def test_processes_decide_together_whether_a_checkpoint_is_damaged(tmp_path):
 
 @pytest.mark.parametrize('options, words', [
     (['--process=0/2'], 'need both'), (['--coordinator=localhost:1', '--process=2/2'], 'need both'),
-    (['--distributed'], 'tells of no pod or cluster')])
+    (['--distributed'], 'no pod or cluster was detected')])
 def test_mistakes_in_joining_are_one_line(options, words, config, tmp_path):
   env = {key: value for key, value in ENV.items() if not key.startswith(('SLURM', 'OMPI', 'JOB_'))}
   result = launched.run(*flags(config), f'--workdir={tmp_path}', *options, env=env, check=False)
@@ -265,7 +269,7 @@ def test_every_clip_comes_exactly_once_an_epoch_for_any_number_of_hosts(hosts, c
 
 def test_each_host_reads_its_own_part_of_a_batch_alone(data):  # noqa: F811
   split = Folder(data).split('train')
-  options = dict(frames=32, batch_size=16, seed=0, text=True)
+  options = dict(frames=32, batch_size=16, seed=0, captions=embeddings)
   whole = TrainingBatches(split, **options)(3)
   read = []
   split._data, original = lambda *record: (read.append(record[:3]), original(*record))[1], split._data
@@ -290,7 +294,7 @@ def test_hosts_together_read_every_record_of_odd_shards_once_an_epoch(hosts, odd
   counts = [collections.Counter() for _ in splits]
   for host, (split, count) in enumerate(zip(splits, counts)):
     split._data = lambda *record, c=count, f=split._data: (c.update([record[:3]]), f(*record))[1]
-    batches = TrainingBatches(split, frames=24, batch_size=12, seed=0, text=True, part=(host, hosts))
+    batches = TrainingBatches(split, frames=24, batch_size=12, seed=0, captions=embeddings, part=(host, hosts))
     for step in range(37):  # 12 epochs
       batches(step)
   assert {sum(count.values()) for count in counts} == {12 * 37 // hosts}

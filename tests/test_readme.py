@@ -1,4 +1,4 @@
-"""What the README and the documentation tell people to type does what they say."""
+"""Commands and code of the README and the documentation do what the text says."""
 import importlib.util
 import json
 import pathlib
@@ -18,9 +18,10 @@ from tests.test_pretrain import ENVIRONMENT, ROOT, TINY, losses
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+PARTS = re.findall(r'^```(python)\n(.*?)^```', (ROOT / 'docs' / 'api.md').read_text(), re.MULTILINE | re.DOTALL)
 LINES = [line.split(' # ')[0].strip() for kind, text in BLOCKS if not kind
          for line in text.replace('\\\n', ' ').splitlines() if line.strip()]
-# Commands that take a network, a page, several runs or a cluster have tests of their own; so have launch/'s.
+# Commands that take the network, a web page, several runs or a cluster have their own tests; so do the launchers.
 HERE = ('prepare', 'embed', 'classify', 'info', 'convert')
 
 
@@ -35,7 +36,7 @@ def here(tmp_path_factory):
   text = next(text for _, text in BLOCKS if text.startswith('file_name,caption'))
   (root / 'clips.csv').write_text(text)
   save_model(root / 'runs' / 'clips')
-  save_model(root / 'm2d_clap_vit_base-80x608p16x16-240128')  # what is here is taken before the network
+  save_model(root / 'm2d_clap_vit_base-80x608p16x16-240128')  # a local folder takes precedence over the network
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(root)
     command, = [line for line in LINES if line.startswith('m2d-clap prepare')]
@@ -44,7 +45,7 @@ def here(tmp_path_factory):
 
 
 @pytest.mark.parametrize('line', [line for line in LINES if line.startswith(tuple(f'm2d-clap {name} ' for name in HERE[1:]))])
-def test_a_command_of_the_readme_works_as_it_stands(here, line, monkeypatch):
+def test_a_command_of_the_readme_works_unchanged(here, line, monkeypatch):
   monkeypatch.chdir(here)
   assert run(*shlex.split(line)[1:]) == 0
 
@@ -89,7 +90,7 @@ def test_evaluations_of_the_readme_run_and_are_reported(here, sounds, monkeypatc
   assert capsys.readouterr().out.count('| esc50 |') == 2
 
 
-# What makes the README's trainings small enough for a test; all else is as it stands there.
+# What makes the README's trainings small enough for a test; all other settings are unchanged.
 SMALL = [f'--config.{key}={value}' for key, value in {
     'steps': 1, **{f'model.{key}': value for key, value in TINY.items()}, 'model.text_width': 384}.items()]
 
@@ -118,9 +119,9 @@ def test_finetuning_of_the_readme_runs(here, sounds, tmp_path):
   assert len(json.loads((tmp_path / 'results.json').read_text())['trials']) == 5
 
 
-@pytest.mark.parametrize('text', [text for kind, text in BLOCKS if kind == 'python' and 'import' in text],
+@pytest.mark.parametrize('text', [text for kind, text in BLOCKS + PARTS if kind == 'python' and 'import' in text],
                          ids=lambda text: text.splitlines()[0])
-def test_python_of_the_readme_runs_as_it_stands(here, text, monkeypatch):
+def test_python_of_the_readme_and_the_api_page_runs_unchanged(here, text, monkeypatch):
   monkeypatch.chdir(here)
   scope = {'waves': np.zeros((2, 44100), np.float32)}
   exec(compile(text, 'README.md', 'exec'), scope)

@@ -14,7 +14,7 @@ import soundfile
 import m2d_clap_jax
 from m2d_clap_jax import paths
 from m2d_clap_jax.data import prepare, worker
-from m2d_clap_jax.data.batches import TrainingBatches
+from m2d_clap_jax.data.batches import TrainingBatches, embeddings
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval.finished import evaluate
@@ -112,7 +112,7 @@ def test_data_prepared_in_a_bucket_are_the_bytes_prepared_on_a_disk(data, record
 
 
 def test_batches_from_a_bucket_are_those_from_a_disk(data, records):
-  batches = [TrainingBatches(Folder(place).split('train'), frames=32, batch_size=16, seed=1, text=True)
+  batches = [TrainingBatches(Folder(place).split('train'), frames=32, batch_size=16, seed=1, captions=embeddings)
              for place in (data / 'records', records)]
   for step in (0, 7):
     for key in ('logmel', 'text'):
@@ -227,7 +227,7 @@ def test_fine_tuning_in_a_bucket(bucket, tmp_path, monkeypatch):
 
 def test_a_store_that_fails_ends_a_preparation_and_rejects_nothing(bucket, data, server, monkeypatch):
   monkeypatch.setattr(server.bucket, 'broken', '/audio/17.wav')
-  with pytest.raises(UserError, match='gs://bucket/audio/17.wav: the store does not give it .*the same command again'):
+  with pytest.raises(UserError, match='gs://bucket/audio/17.wav: cannot be read from the store .*repeat the command'):
     prepare.prepare(data / 'audio' / 'manifest.csv', f'{bucket}/audio', f'{bucket}/again', text_encoder=None, workers=1)
   assert not [name for name in paths.names_in(f'{bucket}/again') if name.startswith('train')]
   monkeypatch.undo()
@@ -255,7 +255,7 @@ def test_a_store_that_fails_neither_ends_in_a_traceback_nor_costs_a_checkpoint(b
 
 
 def test_mistakes_with_stores_are_told(bucket, monkeypatch):
-  with pytest.raises(UserError, match='ftp://x/y: .* ftp:// are not known; known: gs://, s3://'):
+  with pytest.raises(UserError, match='ftp://x/y: ftp:// is not a known kind of store; known: gs://, s3://'):
     m2d_clap_jax.load('ftp://x/y')
   with pytest.raises(UserError, match='gs://bucket/nothing: no such file'):
     m2d_clap_jax.load(f'{bucket}/nothing')

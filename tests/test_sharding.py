@@ -8,8 +8,7 @@ import pytest
 from m2d_clap_jax import sharding
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 from m2d_clap_jax.weights import expected_shapes
 

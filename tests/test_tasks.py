@@ -97,12 +97,13 @@ def test_several_captions_of_a_clip_make_a_retrieval_task(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('name,label,split\na.wav,x,train\n', 'needs the columns file_name'),
+    ('name,label,split\na.wav,x,train\n', 'columns are name, label, split; expected file_name'),
     ('file_name,label\na.wav,x\n', 'split or fold'),
-    ('', 'no rows'),
+    ('', 'columns are none'),
+    ('file_name,label,split\n', 'no rows'),
     ('file_name,label,split\na.wav,x,eval\n', "line 2: split 'eval' is none of"),
     ('file_name,label,fold\na.wav,x,one\n', "line 2: fold 'one' is no number"),
-    ('file_name,label,split\na.wav,,train\n', 'line 2: file_name or label is empty: complete'),
+    ('file_name,label,split\na.wav,,train\n', 'line 2: label or caption is empty: complete'),
     ('file_name,label,split\na.wav,x,train\na.wav,y,test\n', 'line 3: a.wav was in train above and is in test'),
 ])
 def test_wrong_metadata_is_told_by_line(text, message, tmp_path):

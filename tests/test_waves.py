@@ -15,12 +15,13 @@ def test_recordings_keep_their_length_and_are_decoded_once(tmp_path, monkeypatch
   monkeypatch.setattr(decoded, 'SHARD', 2)
   monkeypatch.setattr(decoded, 'MEASURED', 1)
   sources = [np.linspace(-0.9, 0.9, 10), np.full(3, -1.0), np.full(4, 7.0)]
-  asked, notes, told = [], [], []
+  asked, notes, reports = [], [], []
 
   def read(i):
     asked.append(i)
     return sources[i]
-  options = {'samples': 4, 'rate': 16000, 'note': lambda done, total: notes.append((done, total)), 'tell': told.append}
+  options = {'samples': 4, 'rate': 16000, 'report_progress': lambda done, total: notes.append((done, total)),
+             'report_space': reports.append}
   found = Waves(tmp_path, 'abc', read, **options)
   assert len(found) == 3 and notes == [(1, 3), (2, 3), (3, 3)] and not found.rejected
   np.testing.assert_array_equal(found.lengths, [10, 3, 4])
@@ -29,7 +30,7 @@ def test_recordings_keep_their_length_and_are_decoded_once(tmp_path, monkeypatch
   assert sum(path.stat().st_size for path in found.folder.glob('*.int16')) == 2 * (10 + 3 + 4)
   again = Waves(tmp_path, 'abc', read, **options)
   np.testing.assert_array_equal(again.crops([2, 0], [0.3, 0.7]), found.crops([2, 0], [0.3, 0.7]))
-  assert sorted(asked) == [0, 0, 1, 2] and len(told) == 1  # the first also for the estimate of the size
+  assert sorted(asked) == [0, 0, 1, 2] and len(reports) == 1  # the first also for the estimate of the size
   Waves(tmp_path, 'abd', read, **options)
   assert len(asked) == 8
 
@@ -41,20 +42,20 @@ def test_crops_lie_uniformly_anywhere_in_a_recording(tmp_path):
   np.testing.assert_array_equal(np.round(found.crops([1], [0.999])[0] / 327.67), [14, 15, 16, 17])  # not into the next
 
 
-def test_the_disk_space_is_told_before_it_is_used_and_refused_where_it_is_not_there(tmp_path, monkeypatch):
-  told = []
+def test_the_disk_space_is_reported_before_it_is_used_and_too_little_is_refused(tmp_path, monkeypatch):
+  reports = []
 
-  def tell(line):
+  def report(line):
     assert not list(tmp_path.glob('*/*'))
-    told.append(line)
-  Waves(tmp_path, [str(i) for i in range(100)], lambda i: np.ones(50_000), samples=10, rate=1, tell=tell)
-  assert 'about 0.01 GB' in told[0]
+    reports.append(line)
+  Waves(tmp_path, [str(i) for i in range(100)], lambda i: np.ones(50_000), samples=10, rate=1, report_space=report)
+  assert 'about 0.01 GB' in reports[0]
   monkeypatch.setattr(decoded.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1_000_000))
   with pytest.raises(UserError, match='0.01 GB .*0.001 GB are free.*config.data.cache'):
     Waves(tmp_path / 'other', [str(i) for i in range(100)], lambda i: np.ones(50_000), samples=10, rate=1)
 
 
-def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_decoding_continues_where_it_stopped(tmp_path, monkeypatch):
   monkeypatch.setattr(decoded, 'SHARD', 2)
   monkeypatch.setattr(decoded, 'MEASURED', 1)
   asked = []

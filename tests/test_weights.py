@@ -161,7 +161,7 @@ def broken(change):
 
 @pytest.mark.parametrize('change, message', [
     (lambda t: t.pop('blocks.1.mlp.fc2.bias'), r'looks like M2D-CLAP .* missing \(1\): params/encoder/blocks_1/mlp/fc2'),
-    (lambda t: t.update({'blocks.7000.norm1.bias': t['norm.bias']}), r'blocks up to number 7000 are of no encoder'),
+    (lambda t: t.update({'blocks.7000.norm1.bias': t['norm.bias']}), r'blocks up to number 7000 do not form an encoder'),
     (lambda t: t.update({'norm_stats': t['norm.bias']}), r'norm_stats has shape \(96,\)'),
     (lambda t: t.pop('logit_scale'), r'missing \(1\): params/logit_scale'),
     (lambda t: t.update({'norm.bias': t['norm.bias'][:7]}), r'of another shape \(1\): .*norm/bias \(7,\) instead'),
@@ -181,7 +181,7 @@ def test_tensors_that_the_model_has_no_place_for_are_left_out_and_told(tmp_path,
   assert capsys.readouterr().err == ''
   loaded = weights.read(saved(tmp_path, tensors | extras, 'm2d_vit_tiny-80x96p16x16-221007'))
   told = capsys.readouterr().err
-  assert told.endswith('3 tensors that the model has no place for are left out: blocks.0.surprise, to_spec.* (2)\n')
+  assert told.endswith('ignored 3 tensors that do not belong to the model: blocks.0.surprise, to_spec.* (2)\n')
   assert told.count('\n') == 1 and loaded.fingerprint == clean.fingerprint
   encoder = {name: value for name, value in tensors.items() if not name.startswith(('decoder_blocks', 'decoder_embed'))}
   assert not weights.read(saved(tmp_path, encoder, 'm2d_vit_tiny-80x96p16x16-221008')).complete
@@ -206,7 +206,7 @@ def test_clap_files_for_inference_may_lack_the_logit_scale(tmp_path):
 
 
 def test_a_folder_name_that_contradicts_the_patches_is_an_error(tmp_path):
-  with pytest.raises(UserError, match='patches are 16x16, where its folder .* says 80x2'):
+  with pytest.raises(UserError, match='patches are 16x16, but its folder .* says 80x2'):
     weights.read(saved(tmp_path, complete('clap_tiny'), 'm2d_vit_tiny-80x96p80x2-230101'))
 
 

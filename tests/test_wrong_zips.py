@@ -34,18 +34,18 @@ def bomb():
 
 
 WRONG = {
-    'a web page': (b'<!DOCTYPE html><html>Sign in</html>', 'no readable zip'),
-    'nothing': (b'', 'no readable zip'),
-    'no checkpoint': (zipped({f'{NAME}/README.txt': b'hello'}), f'holds no checkpoint (.pth) but {NAME}/README.txt'),
-    'another model': (zipped({f'{OTHER}/checkpoint-300.pth': noise(1000)}), f'holds the model {OTHER} instead'),
-    'of other patches': (zipped({'mine-80x608p80x2/a.pth': noise(1000)}), 'holds the model mine-80x608p80x2 instead'),
-    'two': (zipped({f'{NAME}/a.pth': b'a', f'{NAME}/b.pth': b'b'}), 'holds 2 checkpoints'),
+    'a web page': (b'<!DOCTYPE html><html>Sign in</html>', 'not a readable zip'),
+    'nothing': (b'', 'not a readable zip'),
+    'no checkpoint': (zipped({f'{NAME}/README.txt': b'hello'}), f'contains no checkpoint (.pth) but {NAME}/README.txt'),
+    'another model': (zipped({f'{OTHER}/checkpoint-300.pth': noise(1000)}), f'contains the model {OTHER} instead'),
+    'of other patches': (zipped({'mine-80x608p80x2/a.pth': noise(1000)}), 'contains the model mine-80x608p80x2 instead'),
+    'two': (zipped({f'{NAME}/a.pth': b'a', f'{NAME}/b.pth': b'b'}), 'contains 2 checkpoints'),
     'leads up': (archive_with('../../evil.pth'), "'../../evil.pth' is a link or leads out"),
     'from the root': (archive_with('/tmp/evil.pth'), "'/tmp/evil.pth' is a link or leads out"),
     'leads up, other slashes': (archive_with(f'{NAME}\\..\\..\\evil'), 'is a link or leads out'),
     'a link': (archive_with(f'{NAME}/link', external_attr=(stat.S_IFLNK | 0o777) << 16), 'is a link or leads out'),
     'a bomb': (bomb(), 'not unpacked: would take 0.3 GB'),
-    'damaged inside': (zipped({f'{NAME}/checkpoint-300.pth': b'x' * 1000}).replace(b'x' * 9, b'y' * 9, 1), 'no readable zip'),
+    'damaged inside': (zipped({f'{NAME}/checkpoint-300.pth': b'x' * 1000}).replace(b'x' * 9, b'y' * 9, 1), 'not a readable zip'),
 }
 
 

@@ -1,4 +1,4 @@
-"""Sound in, log-mel spectrograms out. Imports neither jax nor TensorFlow: preparation's worker processes live here.
+"""Sound to log-mel spectrograms. Imports neither jax nor TensorFlow, because preparation's worker processes use it.
 
 Decoding and resampling are in `m2d_clap_jax.audio.decode`, which alone needs soundfile and soxr.
 """

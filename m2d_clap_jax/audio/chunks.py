@@ -1,4 +1,4 @@
-"""Clips of many lengths, cut into chunks and put into batches of few shapes, so that odd lengths need no new compilation.
+"""Cuts clips of any length into chunks and batches of few shapes, so that unusual lengths need no new compilation.
 
 Alphabet: R chunks of a batch, F mel bins, PT frames of a patch.
 """
@@ -13,8 +13,8 @@ from m2d_clap_jax.audio.logmel import LogMel
 
 
 class Chunk(NamedTuple):
-  """clip, number: which chunk of which clip; columns: patches in time; logmel: raw [F, columns * PT]; samples: of the
-  clip so far, at the model's rate: all of them in its last chunk."""
+  """clip, number: which chunk of which clip; columns: patches in time; logmel: raw [F, columns * PT]; samples: read of
+  the clip so far, at the model's rate; in its last chunk, their total."""
   clip: int
   number: int
   columns: int
@@ -23,7 +23,7 @@ class Chunk(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """chunks: the R that it holds; logmel: [R, F, width * PT]; columns: int32 [R], how many of the width are real."""
+  """chunks: its R chunks; logmel: [R, F, width * PT]; columns: int32 [R], how many of the width are real."""
   chunks: list[Chunk]
   logmel: np.ndarray
   columns: np.ndarray
@@ -36,7 +36,7 @@ class Chunker:
   Attributes:
     frames, columns: of a whole chunk, which is as long as the model's training crops; in frames and in patches.
     patch: frames of a patch.
-    pad: value that fills up the last patch of a clip: the mean, which becomes 0 when standardised, as in the public
+    pad: value that pads the last patch of a clip: the mean, which becomes 0 when standardised, as in the public
       runtime.
   """
   logmel: LogMel
@@ -46,7 +46,7 @@ class Chunker:
   pad: float
 
   def cut(self, clips: Iterable[AudioClip]) -> Iterator[Chunk]:
-    """All chunks of the clips, one clip after the other."""
+    """Yields all chunks of the clips, one clip after the other."""
     for i, clip in enumerate(clips):
       samples = 0
 
@@ -56,14 +56,14 @@ class Chunker:
           samples += len(block)
           yield block
       for number, piece in enumerate(self.logmel.chunks(blocks(), self.frames)):
-        # Of a whole chunk, frames beyond the last whole patch are left out, as in training: 1001 are 62 columns.
+        # A whole chunk drops the frames beyond its last whole patch, as in training: 1001 frames are 62 columns.
         columns = min(self.columns, -(-piece.shape[1] // self.patch))
         piece = piece[:, :columns * self.patch]
         piece = np.pad(piece, ((0, 0), (0, columns * self.patch - piece.shape[1])), constant_values=self.pad)
         yield Chunk(i, number, columns, piece, samples)
 
   def batches(self, clips: Iterable[AudioClip], batch_size: int) -> Iterator[Batch]:
-    """The chunks of the clips in batches of batch_size, 8 or 1, never filled up with others."""
+    """Yields the chunks of the clips in batches of batch_size, 8 or 1, without fillers."""
     waiting: dict[int, list[Chunk]] = {width: [] for width in widths(self.columns)}
     for chunk in self.cut(clips):
       width = next(width for width in waiting if chunk.columns <= width)
@@ -78,7 +78,7 @@ class Chunker:
         rest = rest[size:]
 
   def _batch(self, chunks: list[Chunk], width: int) -> Batch:
-    # Padding is not attended to; it repeats each chunk's last value, so that it is as tame as the chunk.
+    # Padding is not attended to; it repeats each chunk's last value to stay within the chunk's range.
     padded = [np.pad(chunk.logmel, ((0, 0), (0, (width - chunk.columns) * self.patch)), mode='edge') for chunk in chunks]
     return Batch(chunks, np.stack(padded), np.array([chunk.columns for chunk in chunks], np.int32))
 
@@ -86,6 +86,6 @@ class Chunker:
 def widths(columns: int) -> tuple[int, ...]:
   """Widths that chunks are padded to: an eighth, a quarter, half, two thirds and all of the model's columns.
 
-  Two thirds, because 10 s are one whole chunk of 6.08 s and 25 of the next one's 38 columns.
+  Two thirds, because 10 s are one whole chunk of 6.08 s and 25 of the next chunk's 38 columns.
   """
   return tuple(sorted({-(-columns * parts // 24) for parts in (3, 6, 12, 16, 24)}))

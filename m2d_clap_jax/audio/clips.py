@@ -1,4 +1,4 @@
-"""What people pass as audio, as a list of clips: arrays of any kind, files, alone or many."""
+"""Turns the audio arguments of the API into a list of clips: one or many arrays or files."""
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ MOST_CHANNELS = 32
 
 
 class AudioClip(NamedTuple):
-  """name: for messages; blocks(sample_rate): iterator of mono float32 waves [S] that follow each other."""
+  """name: for messages; blocks(sample_rate): iterator of consecutive mono float32 waves [S]."""
   name: str
   wave: np.ndarray | None  # None: a file
   rate: int  # of the wave
@@ -32,11 +32,11 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
     waves: [S] one clip, [S, channels] one clip as soundfile reads it, [B, S] or [B, channels, S] a batch; or a list
       whose items are [S], [channels, S], [S, channels] (channels is the shorter axis), paths or `AudioClip`s. Integers
       are scaled to [-1, 1], channels averaged.
-    sample_rate: of the arrays, Hz; files know their own.
+    sample_rate: of the arrays, Hz; files state their own.
 
   Raises:
-    UserError: names the item that is empty, holds NaN, infinity or 16-bit samples as floats, or is no audio; or the
-      rate, which is in kHz or none at all.
+    UserError: names the item that is empty, not audio, or contains NaN, infinity or 16-bit samples as floats; or the
+      rate, if it is in kHz or invalid.
   """
   sample_rate = _checked_rate(sample_rate)
   if isinstance(waves, (str, os.PathLike)):
@@ -46,7 +46,7 @@ def as_clips(waves, sample_rate: int) -> list[AudioClip]:
   else:
     array = np.asarray(waves)
     if not 1 <= array.ndim <= 3:
-      raise UserError(f'audio of shape {array.shape} is not understood: use [S], [B, S], [B, channels, S], or a list')
+      raise UserError(f'audio of shape {array.shape} is not supported: use [S], [B, S], [B, channels, S], or a list')
     items = [array] if array.ndim == 1 or _is_interleaved(array) else list(array)
   if not items:
     raise UserError('no audio was given: the list is empty')
@@ -79,14 +79,14 @@ def _as_clip(i: int, item, sample_rate: int) -> AudioClip:
     axis = int(np.argmin(array.shape))
     if array.shape[axis] > MOST_CHANNELS:
       raise UserError(f'{name} has shape {array.shape}: neither axis can be channels (at most {MOST_CHANNELS}); '
-                      'a batch within a list is not understood')
+                      'a batch within a list is not supported')
   try:
     wave = decode.as_mono(array, axis)
   except ValueError as error:
     raise UserError(f'{name}: {error}') from None
   if not np.isfinite(wave).all():
-    raise UserError(f'{name} holds NaN or infinite samples: repair it or leave it out')
+    raise UserError(f'{name} contains NaN or infinite samples: repair it or leave it out')
   if (loudest := np.abs(wave).max()) > decode.LOUDEST:
-    raise UserError(f'{name} holds samples up to {loudest:.4g} where full scale is 1: are they 16-bit samples as floats? '
+    raise UserError(f'{name} contains samples up to {loudest:.4g} where full scale is 1: are they 16-bit samples as floats? '
                     'Divide them by 32768')
   return AudioClip(name, wave, sample_rate)

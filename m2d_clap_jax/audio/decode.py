@@ -1,4 +1,4 @@
-"""Decode and resample recordings: whatever libsndfile or FFmpeg reads, from wav and mp3 to m4a, webm and amr."""
+"""Decodes and resamples recordings: all formats of libsndfile and FFmpeg, from wav and mp3 to m4a, webm and amr."""
 
 import io
 import math
@@ -12,8 +12,8 @@ from m2d_clap_jax.audio import integrity, readers
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, is_remote, read_bytes, write_bytes
 
-_MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not meet an artificial end
-LOUDEST = 1e3  # where full scale is 1: above are 16-bit samples in floats, whose level would be wrong by 90 dB
+_MARGIN = 0.1  # seconds read beyond max_seconds: the resampling filter must not see an artificial end
+LOUDEST = 1e3  # with full scale 1; anything louder is 16-bit samples in floats, a level wrong by 90 dB
 
 
 class AudioError(UserError):
@@ -24,15 +24,15 @@ def load(path, sample_rate, max_seconds=None):
   """Read a recording as mono float32.
 
   Args:
-    path: file; local, or anything that `paths.as_path` takes.
-    sample_rate: wanted rate in Hz; other rates are resampled (soxr, high quality).
-    max_seconds: keep at most this many seconds from the start; the rest is not even decoded.
+    path: local file, or anything that `paths.as_path` accepts.
+    sample_rate: target rate in Hz; other rates are resampled (soxr, high quality).
+    max_seconds: keep at most this many seconds from the start; the rest is not decoded.
 
   Returns:
     wave [S] (integer files scaled to [-1, 1], channels averaged) and whether the recording was longer than max_seconds.
 
   Raises:
-    AudioError: missing, empty, not audio, cut off, corrupt, without samples, or with samples that are not numbers.
+    AudioError: missing, empty, not audio, truncated, corrupt, without samples, or with samples that are not finite.
   """
   wanted = math.inf if max_seconds is None else round(max_seconds * sample_rate)
   blocks, count = [], 0
@@ -46,13 +46,13 @@ def load(path, sample_rate, max_seconds=None):
 def stream(path, sample_rate, max_seconds=None):
   """Like `load`, in blocks [S] of a bounded size as the file is decoded, so that it may be hours long.
 
-  A recording that turns out to be damaged at its end raises after the blocks before have been given out.
+  A recording that is damaged at its end raises after the blocks before it have been yielded.
   """
   path = as_path(path)
   try:
-    if not is_remote(path) and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # a pipe may never open
+    if not is_remote(path) and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # opening a pipe may block
       raise AudioError(f'{path}: is not a regular file; correct the path or drop its row')
-    # Of a store in one piece: libsndfile takes a failure to read on for the end of the file.
+    # A remote file is read whole: libsndfile would mistake a later read failure for the end of the file.
     with io.BytesIO(read_bytes(path)) if is_remote(path) else path.open('rb') as file:
       size = file.seek(0, io.SEEK_END)
       if not size:
@@ -72,7 +72,7 @@ def stream(path, sample_rate, max_seconds=None):
 
 
 def save_flac(path, wave, sample_rate):
-  """Writes a mono wave [S]: int16 as it is, float32 in [-1, 1] with 24 bits. The file appears only when complete."""
+  """Writes a mono wave [S]: int16 unchanged, float32 in [-1, 1] with 24 bits. The file appears only when complete."""
   buffer = io.BytesIO()
   soundfile.write(buffer, wave, sample_rate, 'PCM_16' if wave.dtype == np.int16 else 'PCM_24', format='FLAC')
   write_bytes(path, buffer.getvalue())
@@ -81,7 +81,7 @@ def save_flac(path, wave, sample_rate):
 def as_mono(wave, channel_axis=None):
   """A wave array -> [S] float32: the mean over channels, integers scaled to [-1, 1] (8-bit unsigned ones centred).
 
-  channel_axis: which of the two axes of `wave` counts channels; None for a wave [S] that is mono already.
+  channel_axis: which of the two axes of `wave` is channels; None for a mono wave [S].
   """
   wave = np.asarray(wave)
   if wave.ndim != (1 if channel_axis is None else 2):
@@ -91,21 +91,21 @@ def as_mono(wave, channel_axis=None):
   elif wave.dtype.kind == 'i' and wave.dtype.itemsize <= 4:  # of either byte order
     wave = wave.astype(np.float32) / np.float32(2.0 ** (8 * wave.dtype.itemsize - 1))
   elif not np.issubdtype(wave.dtype, np.floating):
-    # No recording has 64 bits: such are 16-bit samples in a wider type, and scaled by their type would be silence.
-    raise ValueError(f'a wave of {wave.dtype} is not understood: use floats in [-1, 1], int8, int16, int32 or uint8')
+    # No recording has 64 bits: these are 16-bit samples in a wider type, and scaling by that type would silence them.
+    raise ValueError(f'a wave of {wave.dtype} is not supported: use floats in [-1, 1], int8, int16, int32 or uint8')
   if channel_axis is not None:
     wave = wave.mean(channel_axis)
   return np.asarray(wave, np.float32)
 
 
 def resample(wave, from_rate, to_rate):
-  """wave [S] at from_rate Hz -> [about S * to_rate / from_rate] at to_rate Hz, float32; the very wave if they agree."""
+  """wave [S] at from_rate Hz -> [about S * to_rate / from_rate] at to_rate Hz, float32; unchanged if the rates are equal."""
   wave = np.asarray(wave, np.float32)
   return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate, quality='HQ')
 
 
 def _decode(file, sample_rate, max_seconds):
-  """An open file -> mono waves [S] at sample_rate, which follow each other."""
+  """Yields the consecutive mono waves [S] of an open file at sample_rate."""
   seconds, given = 0.0, 0
   for sound in readers.open_sounds(file):
     resampler = None
@@ -114,7 +114,7 @@ def _decode(file, sample_rate, max_seconds):
     wanted = math.inf if max_seconds is None else math.ceil((max_seconds - seconds) * sound.rate)
     for block in sound.blocks(wanted):
       if not (block.max() < LOUDEST and block.min() > -LOUDEST):  # also true for NaN
-        raise integrity.Damaged(f'holds samples that are NaN, infinite or beyond {LOUDEST:.0f} where full scale is 1')
+        raise integrity.Damaged(f'contains samples that are NaN, infinite or beyond {LOUDEST:.0f} where full scale is 1')
       seconds += len(block) / sound.rate
       # Added channel by channel: five times as fast as block.mean(1).
       mono = sum(block[:, c] for c in range(1, block.shape[1])) + block[:, 0]
@@ -129,7 +129,7 @@ def _decode(file, sample_rate, max_seconds):
     if max_seconds is not None and seconds >= max_seconds:
       break
   if not given:
-    raise integrity.Damaged('is shorter than one sample at the wanted rate')
+    raise integrity.Damaged('is shorter than one sample at the target rate')
 
 
 def _one_line(text):

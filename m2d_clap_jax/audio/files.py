@@ -1,4 +1,4 @@
-"""Audio files for a model: found in folders, run in groups of bounded size, the unusable ones told and left out."""
+"""Finds audio files in folders and runs a model on them in groups of bounded size; unusable files are reported."""
 import collections
 import os
 import re
@@ -11,18 +11,18 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
 
-# What is taken from a folder; a file that is named itself may end as it likes.
+# Files to use from a folder; a file that is named explicitly may have any ending.
 ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64',
            '.m4a', '.m4b', '.mp4', '.mov', '.3gp', '.aac', '.webm', '.mka', '.mkv', '.wma', '.mp2', '.amr', '.ac3', '.ape',
            '.wv', '.tta')
-# What also is about sound, but cannot be decoded; it is counted, so that nothing is missed without a word.
+# Audio-related files that cannot be decoded; they are counted, so that none is skipped silently.
 NOT_DECODED = ('.mid', '.midi', '.ra', '.rm', '.dss', '.ds2', '.vox', '.m4p', '.aax', '.aup3', '.mod', '.xm', '.sf2', '.spx')
 # A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
 MOST_FILES, MOST_BYTES = 256, 64e6
 
 
 class CheckedFile(AudioClip):
-  """A file whose damage ends its own sound only. `reason`: why it cannot be used, once its blocks were asked for."""
+  """A file whose damage ends only its own sound. `reason`: why it cannot be used, known once its blocks were read."""
   progress: Progress
   reason: str | None
 
@@ -41,12 +41,12 @@ class CheckedFile(AudioClip):
 
 
 def reason_of(error: AudioError, name: str) -> str:
-  """Why a file cannot be used, without its name and without advice for rows of a table: there is none here."""
+  """Why a file cannot be used, without its name and without the advice about a table's rows, which does not apply."""
   return re.sub(r'(; replace it|,)? or drop its row$', '', str(error).removeprefix(f'{as_path(name)}: '))
 
 
 def find(paths: Sequence[str]) -> list[str]:
-  """Files as they are, folders searched with their sub-folders (not hidden ones) -> file names, each once, in order.
+  """Files and folders, which are searched recursively except hidden ones -> unique file names, in order.
 
   Raises:
     UserError: a folder without audio files.
@@ -55,7 +55,7 @@ def find(paths: Sequence[str]) -> list[str]:
   for path in paths:
     found = _search(path) if as_path(path).is_dir() else [path]
     if not found:
-      raise UserError(f'{path}: the folder holds no audio files ({" ".join(ENDINGS)}); name another, or single files')
+      raise UserError(f'{path}: the folder contains no audio files ({" ".join(ENDINGS)}); name another, or single files')
     names |= dict.fromkeys(found)
   return list(names)
 
@@ -63,7 +63,7 @@ def find(paths: Sequence[str]) -> list[str]:
 def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, object, str | None, Progress]]:
   """Runs function(clips) -> one result a clip over all files; yields (name, result or None, reason or None, progress).
 
-  function: a method of `Pipeline`. The progress is shown meanwhile; what is printed should go through its `write`.
+  function: a method of `Pipeline`. Progress is shown meanwhile; print through its `write`.
   """
   progress = Progress('files', len(names))
   try:
@@ -76,7 +76,7 @@ def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, obj
 
 
 def printable(name: str) -> str:
-  """A file's name as valid Unicode, whatever bytes it is made of."""
+  """A file's name as valid Unicode, with invalid bytes replaced."""
   return os.fsencode(name).decode('utf-8', 'replace')
 
 
@@ -86,20 +86,20 @@ def _search(folder: str) -> list[str]:
   others = collections.Counter(ending for name in visible if (ending := os.path.splitext(name)[1].lower()) in NOT_DECODED)
   if others:
     listed = ', '.join(f'{count} {ending}' for ending, count in others.items())
-    print(f'{folder}: {others.total()} files cannot be decoded and are not taken ({listed})', file=sys.stderr)
+    print(f'{folder}: {others.total()} files cannot be decoded and are skipped ({listed})', file=sys.stderr)
   return [os.path.join(folder, name) for name in visible if name.lower().endswith(ENDINGS)]
 
 
 def _groups(names: Sequence[str]) -> Iterator[list[str]]:
   group: list[str] = []
-  size = 0
+  total = 0
   for name in names:
-    own = _bytes(name)
-    if group and (len(group) == MOST_FILES or size + own > MOST_BYTES):
+    file_size = _bytes(name)
+    if group and (len(group) == MOST_FILES or total + file_size > MOST_BYTES):
       yield group
-      group, size = [], 0
+      group, total = [], 0
     group.append(name)
-    size += own
+    total += file_size
   if group:
     yield group
 
@@ -107,5 +107,5 @@ def _groups(names: Sequence[str]) -> Iterator[list[str]]:
 def _bytes(name: str) -> int:
   try:
     return size(name)
-  except OSError:  # missing, which reading it will tell; or not on this machine
+  except OSError:  # missing, which reading it will report, or not on this machine
     return 0

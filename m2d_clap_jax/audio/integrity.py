@@ -1,24 +1,24 @@
-"""Tells a damaged recording from a whole one.
+"""Detects damaged recordings.
 
-Decoders read what is left of a file that was cut off, or the first of two that were joined, and say nothing; a download
-that broke would then become a training example of the wrong sound. Each container gives it away differently.
+Decoders silently read what is left of a truncated file, or the first of two concatenated ones, so an interrupted download
+would become a wrong training example. Each container reveals the damage differently.
 """
 import io
 import re
 
 LOWEST_RATE, HIGHEST_RATE = 250, 2_000_000  # Hz: from loggers of whales to those of bats
 
-# What recorders that write to a pipe put where the length would stand: the length is unknown, nothing is missing.
+# Recorders that write to a pipe put this or more in the length field: the length is unknown, nothing is missing.
 _UNKNOWN_LENGTH = 0x7FF00000
-# libsndfile's own report on a header that states another size than there is.
+# libsndfile's report of a header that states a size other than the real one.
 _SIZES = re.compile(r'(\d+) \(?should be (\d+)', re.MULTILINE)
 _FRAMES = re.compile(r'^\s*Frames\s*: (\d+)', re.MULTILINE)
 _NIST_FRAMES = re.compile(rb'sample_count -i (\d+)')
 _MAT5_BLOCK = re.compile(r'^\s*Type : 9\s+Size : (\d+)', re.MULTILINE)
 _MP3_SLACK = 2 * 1152  # samples: encoder delay and padding make the length of an mp3 uncertain by about a frame
-_SECONDS_SLACK = 0.25  # of what FFmpeg decodes: delays of encoders, and rounded durations
+_SECONDS_SLACK = 0.25  # for FFmpeg: encoder delay, and rounded durations
 
-# How recordings begin, in enough bytes not to come about by chance.
+# The first bytes of recordings, enough of them not to occur by chance.
 _HEADS = [re.compile(head, re.DOTALL) for head in (
     rb'RIFF....WAVE', rb'RF64....WAVE', rb'FORM....AIF[FC]', rb'FORM....(?:8SVX|16SV)', rb'\.snd\x00\x00.{6}\x00\x00',
     rb'caff\x00\x01\x00\x00desc', rb'fLaC[\x00\x80]\x00\x00\x22', rb'riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb',
@@ -29,11 +29,11 @@ _CHUNK = 1 << 20
 
 
 class Damaged(Exception):
-  """What is wrong with the recording, as the end of a sentence that begins with its name."""
+  """A recording is damaged; the message is a predicate to follow the file's name."""
 
 
 def check_rate(rate: int):
-  """Raises Damaged for a rate at which nobody records."""
+  """Raises Damaged for an implausible sample rate."""
   if not LOWEST_RATE <= rate <= HIGHEST_RATE:
     raise Damaged(f'its header is damaged (sample rate {rate} Hz)')
 
@@ -43,7 +43,7 @@ def states_length(file, sound) -> bool:
   if sound.format in ('MP3', 'MPEG'):
     here = file.tell()
     stated = _mp3_layout(file)[1] is not None
-    file.seek(here)  # libsndfile reads on from there
+    file.seek(here)  # libsndfile continues from there
     return stated
   return sound.frames < 1 << 40
 
@@ -52,9 +52,9 @@ def check_header(file, sound):
   """Raises Damaged if an open `soundfile.SoundFile` has fewer samples than its header states."""
   report = sound.extra_info
   size = _size(file)
-  for stated, there in (map(int, found) for found in _SIZES.findall(report)):
-    if there < stated < _UNKNOWN_LENGTH:
-      raise Damaged(f'is cut off ({there} of {stated} bytes of samples)')
+  for stated, actual in (map(int, sizes) for sizes in _SIZES.findall(report)):
+    if actual < stated < _UNKNOWN_LENGTH:
+      raise Damaged(f'is cut off ({actual} of {stated} bytes of samples)')
   frames = [int(text) for text in _FRAMES.findall(report)]
   if sound.format == 'NIST':
     frames += [int(text) for text in _NIST_FRAMES.findall(_head(file, 1024))]
@@ -62,14 +62,14 @@ def check_header(file, sound):
     if sound.frames < stated < _UNKNOWN_LENGTH:
       raise Damaged(f'is cut off ({sound.frames} of {stated} samples)')
   if 'truncated' in report or any(int(text) > size for text in _MAT5_BLOCK.findall(report)):
-    raise Damaged('is cut off (it holds less than its header states)')
+    raise Damaged('is cut off (it contains less than its header states)')
 
 
 def check_count(file, sound, count: int, ended: bool):
-  """Raises Damaged if a decoder stopped early, or another recording follows: `count` samples per channel came, and
-  `ended` if then no more."""
+  """Raises Damaged if a decoder stopped early or another recording follows. count: samples per channel decoded; ended:
+  whether the decoder reached the end."""
   if not count:
-    raise Damaged('holds no samples that can be decoded')
+    raise Damaged('contains no samples that can be decoded')
   if not ended:
     return
   slack = _MP3_SLACK if sound.format in ('MP3', 'MPEG') else 0
@@ -77,13 +77,13 @@ def check_count(file, sound, count: int, ended: bool):
     raise Damaged(f'is cut off or corrupt ({count} of {sound.frames} samples can be decoded)')
   if slack:
     _check_mp3_alone(file)
-  elif sound.format != 'OGG':  # whose chains are read link by link
+  elif sound.format != 'OGG':  # chained Ogg streams are read one by one
     start = _head(file, 16)
     _check_alone(file, _known_head(start) or re.compile(re.escape(start), re.DOTALL))
 
 
 def _check_mp3_alone(file):
-  """After the frames whose number of bytes an mp3 states, tags and pictures may follow, but no other frames."""
+  """Raises Damaged if more frames follow the stated bytes of frames of an mp3, where only tags and pictures may be."""
   start, size = _mp3_layout(file)
   if not size:
     return
@@ -95,8 +95,8 @@ def _check_mp3_alone(file):
 
 
 def _mp3_layout(file) -> tuple[int, int | None]:
-  """-> where the first frame begins, and how many bytes of frames its Xing or Info header states: 0 where it does not
-  state them, None where there is no such header."""
+  """-> offset of the first frame, and the bytes of frames that its Xing or Info header states: 0 if it does not state
+  them, None without such a header."""
   start = _skip_id3(file, 0)
   file.seek(start)
   frame = file.read(400)
@@ -109,7 +109,7 @@ def _mp3_layout(file) -> tuple[int, int | None]:
 
 
 def _skip_id3(file, start: int) -> int:
-  """Where a tag that begins at `start` ends; `start` itself where there is none."""
+  """Offset of the end of a tag that begins at `start`; `start` itself without a tag."""
   file.seek(start)
   head = file.read(10)
   if head[:3] != b'ID3' or len(head) < 10:
@@ -118,7 +118,7 @@ def _skip_id3(file, start: int) -> int:
 
 
 def stated_seconds(container, stream) -> float | None:
-  """What an open PyAV container states of the length of a stream; None where it states nothing."""
+  """The length of a stream that an open PyAV container states; None if it states none."""
   if _WITHOUT_LENGTH & set(container.format.name.split(',')):
     return None
   if stream.duration:
@@ -129,7 +129,7 @@ def stated_seconds(container, stream) -> float | None:
 def check_decoded(file, seconds: float, stated: float | None):
   """Raises Damaged if FFmpeg decoded nothing, the first of several recordings, or less than is stated."""
   if not seconds:
-    raise Damaged('holds no samples that can be decoded')
+    raise Damaged('contains no samples that can be decoded')
   start = _head(file, 16)
   if head := _known_head(start):
     _check_alone(file, head)
@@ -144,15 +144,15 @@ def _known_head(start: bytes) -> re.Pattern | None:
 
 
 def _check_alone(file, head: re.Pattern):
-  """Raises Damaged if a file begins a second time, as `cat a.wav b.wav` makes it."""
+  """Raises Damaged if a second header follows, as after `cat a.wav b.wav`."""
   start = _head(file, 8)
   literal = start[4:] if start[4:] == b'ftyp' else start[:4]  # looked for first: ten times as fast as the pattern
   file.seek(0)
   place, before = 0, b''
   while chunk := file.read(_CHUNK):
     window = before + chunk
-    for found in head.finditer(window) if window.find(literal, 0 if before else 5) >= 0 else ():
-      if at := place - len(before) + found.start():
+    for match in head.finditer(window) if window.find(literal, 0 if before else 5) >= 0 else ():
+      if at := place - len(before) + match.start():
         raise Damaged(_joined(at))
     place += len(chunk)
     before = window[-16:]
@@ -164,7 +164,7 @@ def _check_caf(file):
   while place + 12 <= size:
     file.seek(place + 4)
     length = int.from_bytes(file.read(8), 'big', signed=True)
-    if length < 0:  # that of the last chunk, written to a pipe
+    if length < 0:  # unknown: the last chunk, written to a pipe
       return
     place += 12 + length
   if place > size:
@@ -172,12 +172,12 @@ def _check_caf(file):
 
 
 def _joined(byte: int) -> str:
-  return f'holds more than one recording (another begins at byte {byte}; take them apart)'
+  return f'contains more than one recording (another begins at byte {byte}; split the file)'
 
 
 def ogg_links(file) -> list[tuple[int, int]]:
-  """Where the streams of a chained Ogg file (as recorders and radio captures write them) begin and end; of another
-  file, where that does. Leaves the file at its start.
+  """Start and end of each stream of a chained Ogg file (as written by recorders and radio captures), or of the whole
+  file otherwise. Leaves the file at its start.
 
   Raises:
     Damaged: the file ends in the middle of a page.
@@ -190,7 +190,7 @@ def ogg_links(file) -> list[tuple[int, int]]:
   while place < size:
     file.seek(place)
     page = file.read(27 + 255)
-    if page[:4] != b'OggS':  # a hole, or something else at the end: the decoder will tell
+    if page[:4] != b'OggS':  # a hole, or trailing data: left to the decoder
       break
     count = page[26] if len(page) > 26 else 255
     if len(page) < 27 + count or place + 27 + count + sum(page[27:27 + count]) > size:

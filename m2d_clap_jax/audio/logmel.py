@@ -13,10 +13,10 @@ import numpy as np
 from m2d_clap_jax.errors import UserError
 
 EPS = 1.1920929e-07  # float32's machine epsilon: added to the mel power so that silence has a logarithm
-SILENCE = math.log(EPS)  # -15.94: what digital silence becomes
+SILENCE = math.log(EPS)  # -15.94: log-mel of digital silence
 
-# Frames that numpy works on at a time: small enough for the processor's cache and for hour-long files. Every block has
-# this size (the last is filled up), so that a frame's bits do not depend on the length of the recording it is in.
+# Frames that numpy processes at a time: small enough for the processor's cache and for hour-long files. Every block has
+# this size (the last is padded), so that a frame's bits do not depend on the length of its recording.
 _BLOCK = 256
 
 
@@ -24,9 +24,9 @@ _BLOCK = 256
 class LogMel:
   """Settings of a log-mel spectrogram: natural log of mel power, periodic Hann window, centred frames.
 
-  Frame t is centred on sample t * hop; the ends are continued by reflection. S samples give T = S // hop + 1 frames.
-  A wave too short to be reflected (fewer than n_fft // 2 + 1 samples) is first lengthened with silence, and still gives
-  the T of its own length. Waves are mono float, nominally in [-1, 1]; ints must be scaled first (`io.as_mono`).
+  Frame t is centred on sample t * hop; the ends are padded by reflection. S samples give T = S // hop + 1 frames.
+  A wave too short to be reflected (fewer than n_fft // 2 + 1 samples) is first padded with silence, and still gives
+  the T of its own length. Waves are mono float, nominally in [-1, 1]; ints must be scaled first (`decode.as_mono`).
   """
 
   sample_rate: int = 16000  # Hz
@@ -53,7 +53,7 @@ class LogMel:
   def numpy(self, wave):
     """wave [S] -> [F, T] float32, in bounded extra memory however long the wave is."""
     from scipy.fft import rfft  # transforms a whole block at once: four times as fast as numpy's
-    # Sparse filters keep this off the BLAS, whose threads cost more than so small a product, the more so beside others.
+    # Sparse filters avoid the BLAS, whose threads cost more than so small a product, especially beside other processes.
     window, mel = _constants(self, sparse=True)
     wave = np.asarray(wave, np.float32)
     if wave.ndim != 1:
@@ -76,7 +76,7 @@ class LogMel:
       blocks: iterable of mono waves [S], joined in order; memory is bounded by one block and one chunk.
       frames: T of all chunks but the last, which has what is left.
     """
-    lead = -(-self.n_fft // (2 * self.hop))  # frames that cutting a wave touches: what is held begins that far before
+    lead = -(-self.n_fft // (2 * self.hop))  # frames affected by cutting a wave: `held` begins that many earlier
     held, skip = np.zeros(0, np.float32), 0
     for block in blocks:
       held = np.concatenate([held, block])
@@ -96,7 +96,7 @@ class LogMel:
     keep = [(0, 0)] * (waves.ndim - 1)
     waves = jnp.pad(waves, keep + [(0, self._missing(waves.shape[-1]))])
     waves = jnp.pad(waves, keep + [(self.n_fft // 2, self.n_fft // 2)], mode='reflect')
-    # Frames are put together from blocks of the greatest common length: slices, where a gather would be slow on TPUs.
+    # Frames are assembled from slices of the greatest common length: a gather would be slow on TPUs.
     size = math.gcd(self.n_fft, self.hop)
     step = self.hop // size
     blocks = waves[..., :waves.shape[-1] // size * size].reshape(*waves.shape[:-1], -1, size)
@@ -106,7 +106,7 @@ class LogMel:
       return _log_mel(frames, window, jnp.asarray(mel), jnp, jnp.fft.rfft)
 
   def _missing(self, samples):
-    """Samples of silence that a very short wave needs before it can be reflected."""
+    """Samples of silence to add to a very short wave before it can be reflected."""
     return max(0, self.n_fft // 2 + 1 - samples)
 
 
@@ -131,9 +131,9 @@ def _constants(spec, sparse=False):
 
 
 def _reflected(wave, start, count):
-  """wave[start:start + count], continued past its ends by reflection; a view where the ends are not touched."""
+  """wave[start:start + count], extended past its ends by reflection; a view if it does not reach the ends."""
   if start >= 0 and start + count <= len(wave):
     return wave[start:start + count]
   last = len(wave) - 1
   index = last - np.abs(last - np.abs(np.arange(start, start + count)))
-  return np.take(wave, index, mode='clip')  # what lies beyond one reflection only fills up the last block
+  return np.take(wave, index, mode='clip')  # anything beyond one reflection only pads the last block

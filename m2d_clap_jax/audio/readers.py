@@ -1,4 +1,4 @@
-"""Sounds inside of files: libsndfile reads what it knows, FFmpeg (through PyAV) the rest.
+"""Reads the sounds in files: with libsndfile where possible, otherwise with FFmpeg (through PyAV).
 
 Alphabet: S samples of a channel, C channels.
 """
@@ -12,17 +12,17 @@ import soundfile
 from m2d_clap_jax.audio import integrity
 from m2d_clap_jax.audio.integrity import Damaged
 
-_BLOCK = 1 << 18  # samples of a channel decoded at a time, so that an hour of surround sound is never in memory as such
-# What FFmpeg may take a file for. Playlists are not among them: they name other files and addresses, which it would open.
+_BLOCK = 1 << 18  # samples of a channel decoded at a time, so that an hour of surround sound is never in memory at once
+# Formats allowed to FFmpeg. Playlists are excluded: they name other files and addresses, which it would open.
 _FFMPEG_FORMATS = ('aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,iff,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,'
                    'ogg,tak,tta,voc,w64,wav,wv')
 
 
 def open_sounds(file) -> Iterator['LibsndfileSound | FFmpegSound']:
-  """The sounds that follow each other in an open, seekable file: one, but for chained Ogg streams.
+  """Yields the consecutive sounds of an open, seekable file: one, except for chained Ogg streams.
 
   Raises:
-    Damaged: no reader makes sense of the file.
+    Damaged: no reader can read the file.
   """
   links = integrity.ogg_links(file)
   for start, stop in links:
@@ -42,7 +42,7 @@ def _open(file):
 
 
 class _Unsure(Exception):
-  """Why libsndfile does not read a file, or not all of it; FFmpeg may."""
+  """libsndfile cannot read a file, or not all of it, but FFmpeg may; the message is the reason."""
 
 
 class LibsndfileSound:
@@ -54,9 +54,9 @@ class LibsndfileSound:
       self._sound = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
       raise _Unsure(f'is not readable as audio ({_reason(error)})') from None
-    if not self._sound.frames:  # or its header says so, as recorders leave it that write to a pipe
-      raise _Unsure('holds no samples')
-    if not integrity.states_length(file, self._sound):  # libsndfile would stop where it guesses the end
+    if not self._sound.frames:  # or only its header says so, as after recording to a pipe
+      raise _Unsure('contains no samples')
+    if not integrity.states_length(file, self._sound):  # libsndfile would stop at an estimated end
       raise _Unsure('does not state its length')
     self.rate = self._sound.samplerate
     integrity.check_rate(self.rate)
@@ -71,7 +71,7 @@ class LibsndfileSound:
           block = sound.read(asked, dtype='float32', always_2d=True)
         except soundfile.LibsndfileError as error:
           raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({_reason(error)})') from None
-        ended = len(block) < asked  # the end, or a hole: reading on past a hole would join what does not belong together
+        ended = len(block) < asked  # the end, or a hole: reading past a hole would join unrelated samples
         if len(block):
           count += len(block)
           yield block
@@ -84,7 +84,7 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 
 
 class FFmpegSound:
-  """The same of the first audio stream of whatever FFmpeg reads: m4a, webm, wma, amr and others."""
+  """Like `LibsndfileSound`, for the first audio stream of any FFmpeg format: m4a, webm, wma, amr and others."""
 
   def __init__(self, file):
     self._file = file
@@ -99,7 +99,7 @@ class FFmpegSound:
 
   def blocks(self, wanted: float) -> Iterator[np.ndarray]:
     count, ended = 0, True
-    resampler = av.AudioResampler(format='fltp')  # to float32, one row a channel; rate and channels as they are
+    resampler = av.AudioResampler(format='fltp')  # to float32, one row per channel; rate and channels unchanged
     with self._container as container:
       stated = integrity.stated_seconds(container, self._stream)
       try:

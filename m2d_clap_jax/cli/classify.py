@@ -6,29 +6,29 @@ from m2d_clap_jax.cli import model_options
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import open_text
 
-SHOWN = 5  # labels a file in the table, unless --top says otherwise
+SHOWN = 5  # labels per file in the table, by default
 
 
 def add_arguments(p):
   p.description = """\
 With --labels: cosine similarities of each file and each label's caption
-(zero-shot). Without: scores of the classes that a model was fine-tuned on, by
-their names, or numbers where the model does not tell names."""
+(zero-shot). Without: scores of the classes that a model was fine-tuned on,
+with their names, or numbers if the model does not state names."""
   p.epilog = """\
 examples:
   m2d-clap classify dogs/*.mp3 --model runs/clips --labels 'dog,rain,church bells'
   m2d-clap classify street.wav --model exported/ --labels @labels.txt --json
   m2d-clap classify street.wav --model fine_tuned/checkpoint-99.pth --multi_label
 
-Labels are made captions by --template. Several templates are averaged."""
+--template turns labels into captions. Several templates are averaged."""
   p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
-  p.add_argument('--labels', metavar='A,B,C|@FILE', help='labels, or @ and a text file with one on each line')
+  p.add_argument('--labels', metavar='A,B,C|@FILE', help='labels, or @ and a text file with one per line')
   p.add_argument('--template', action='append', metavar='TEXT',
-                 help="caption of a label, which takes the place of {} (default: '{} can be heard'); may be repeated")
+                 help="caption of a label, which replaces {} (default: '{} can be heard'); may be repeated")
   p.add_argument('--multi_label', action='store_true',
-                 help="a fine-tuned model's classes do not exclude each other: sigmoid instead of softmax")
-  p.add_argument('--top', type=model_options.positive, metavar='N', help=f'labels a file (default: {SHOWN}; all with --json)')
-  p.add_argument('--json', action='store_true', help='for programs: a JSON object a line, {"file", "kind", "scores"}; '
+                 help="the fine-tuned model's classes are not exclusive: sigmoid instead of softmax")
+  p.add_argument('--top', type=model_options.positive, metavar='N', help=f'labels per file (default: {SHOWN}; all with --json)')
+  p.add_argument('--json', action='store_true', help='for programs: one JSON object per line, {"file", "kind", "scores"}; '
                  '{"file", "error"} for one that cannot be used')
   model_options.add_pipeline(p)
 
@@ -37,9 +37,9 @@ def run(args):
   from m2d_clap_jax.audio import files
   labels = None if args.labels is None else read_labels(args.labels)
   if labels is None and args.template:
-    raise UserError('--template belongs to --labels, which is missing')
+    raise UserError('--template requires --labels, which is missing')
   if labels is not None and args.multi_label:
-    raise UserError("--multi_label is for the classes of a fine-tuned model's head; --labels has none")
+    raise UserError("--multi_label is for the classes of a fine-tuned model's head and has no effect on --labels; leave it out")
   names = files.find(args.paths)
   model = model_options.open_pipeline(args)
   kind, labels, function = _by_labels(args, model, labels) if labels else _by_head(args, model)
@@ -59,11 +59,11 @@ def run(args):
     elif args.json:
       progress.write(_json(file=name, error=reason), sys.stdout)
   if not used:
-    raise UserError(f'none of the {len(names)} files can be used')
+    raise UserError(f'none of the {len(names)} files can be used, for the reasons above')
 
 
 def read_labels(text: str) -> list[str]:
-  """'a,b,c' or '@file' with a label on each line -> labels; UserError where there are none, or one twice."""
+  """'a,b,c' or '@file' with one label per line -> labels; UserError if there are none or duplicates."""
   if not text.startswith('@'):
     labels = text.split(',')
   else:
@@ -71,14 +71,14 @@ def read_labels(text: str) -> list[str]:
       with open_text(text[1:]) as f:
         labels = f.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f'--labels {text}: cannot be read ({error}): give a UTF-8 text file with one label on each line'
+      raise UserError(f'--labels {text}: cannot be read ({error}): give a UTF-8 text file with one label per line'
                       ) from None
   labels = [label.strip() for label in labels if label.strip()]
   if not labels:
-    raise UserError(f'--labels {text}: holds no label; give some, as in --labels dog,rain')
+    raise UserError(f'--labels {text}: contains no label; give some, as in --labels dog,rain')
   twice = next((label for label in labels if labels.count(label) > 1), None)
   if twice:
-    raise UserError(f'--labels {text}: {twice!r} is there twice; name each label once')
+    raise UserError(f'--labels {text}: {twice!r} occurs twice; name each label once')
   return labels
 
 
@@ -96,7 +96,7 @@ def _by_labels(args, model, labels):
 
 
 def _by_head(args, model):
-  """Classes of a fine-tuned model; the same three."""
+  """Classes of a fine-tuned model -> the same three values."""
   from scipy.special import expit, softmax
   if 'head' not in model.weights.trees:
     raise UserError(f'{model.weights.source}: has no fine-tuned head; give --labels, as in --labels dog,rain')
@@ -108,7 +108,7 @@ def _by_head(args, model):
 
 
 class _Table:
-  """One line for each label of a file, with the file's name on the first."""
+  """One line per label of a file, with the file's name on the first."""
 
   def __init__(self, names, labels, kind):
     from m2d_clap_jax.audio.files import printable

@@ -9,12 +9,12 @@ from m2d_clap_jax.paths import as_path, names_in
 
 def add_arguments(p):
   p.description = """\
-SRC -> the folder DST, which becomes a portable model (model.safetensors,
-config.json and a README.md that introduces it); with --to pth it receives
-the folder and file that the authors' PyTorch tools expect, as in
+SRC -> the folder DST, a portable model (model.safetensors, config.json and a
+README.md as model card); with --to pth, DST receives the folder and file that
+the authors' PyTorch tools expect, as in
 DST/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-N.pth, where N is the
-number of updates made here; rate and text encoder are part of that name, as in
-...p16x16p16kpBpTI-YYMMDD."""
+number of updates made by this package; the name also states rate and text
+encoder, as in ...p16x16p16kpBpTI-YYMMDD."""
   p.epilog = """\
 examples:
   m2d-clap convert runs/clips exported --encoder_only
@@ -24,7 +24,7 @@ examples:
   p.add_argument('dst', metavar='DST', help='folder to write')
   p.add_argument('--to', default='portable', choices=['portable', 'pth'], help='default: %(default)s')
   p.add_argument('--encoder_only', action='store_true',
-                 help='leave out what only pre-training needs: predictor and target, more than half of the size')
+                 help='leave out predictor and target, which only pre-training needs: more than half of the size')
   model_options.add_overrides(p)
 
 
@@ -34,13 +34,13 @@ def run(args):
   from m2d_clap_jax.weights.public import checkpoint_folder, save_pth
   dst = as_path(args.dst)
   if dst.suffix in ('.pth', '.safetensors'):
-    raise UserError(f'{dst}: DST is a folder, in which the files get their names; give one without {dst.suffix}'
+    raise UserError(f'{dst}: DST is a folder, in which the files are named automatically; give one without {dst.suffix}'
                     + (', and --to pth' if dst.suffix == '.pth' else ''))
   if args.to == 'portable':
     _check_is_free(dst)
-    same = args.src.rstrip('/') == str(dst)  # of stores; locally there are other ways to say it
+    same = args.src.rstrip('/') == str(dst)  # in stores; local paths are compared below
     if same or os.path.exists(dst) and os.path.exists(args.src) and os.path.samefile(args.src, dst):
-      raise UserError(f'{dst}: is SRC itself; give another folder')
+      raise UserError(f'{dst}: DST and SRC are the same; give another folder')
   weights = read(args.src, **model_options.overrides(args))
   if args.encoder_only:
     weights = weights.encoder_only()
@@ -49,17 +49,17 @@ def run(args):
   else:
     place = dst / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{weights.step}.pth'
     if place.exists():
-      raise UserError(f'{place}: is there already; remove it or give another folder')
+      raise UserError(f'{place}: already exists; remove it or give another folder')
     out = save_pth(weights, dst, weights.step)
   print(f'{out}: {family(weights)}; pre-training can{"" if weights.complete else "not"} continue from it')
 
 
 def _check_is_free(folder):
-  """Raises UserError where something else would be overwritten or mixed with; a portable model may be replaced."""
+  """Raises UserError if DST has other contents; a portable model may be replaced."""
   from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS
   if folder.is_file():
     raise UserError(f'{folder}: is a file; give a folder')
   found = names_in(folder) if folder.is_dir() else []
   other = [name for name in found if name not in (CONFIG, TENSORS, CARD)]
   if found and (other or TENSORS not in found):
-    raise UserError(f'{folder}: holds something else ({", ".join((other or found)[:3])}); give a new or empty folder')
+    raise UserError(f'{folder}: has other contents ({", ".join((other or found)[:3])}); give a new or empty folder')

@@ -1,20 +1,20 @@
-"""`m2d-clap demo`: a page to try a model in a browser."""
+"""`m2d-clap demo`: a web page to try a model."""
 from m2d_clap_jax.cli import model_options
 from m2d_clap_jax.errors import UserError
 
 
 def add_arguments(p):
   p.description = """\
-Shows a page on this machine: drop or record a sound, write labels or captions,
-and see its spectrogram and which of them fit. With --sounds also a search of
-those sounds by text. Needs gradio: pip install -e '.[demo]'."""
+Serves a page on this machine: drop or record a sound, write labels or captions,
+and see its spectrogram and which of them fit. With --sounds, the page also
+searches those sounds by text. Needs gradio: pip install -e '.[demo]'."""
   p.epilog = """\
 examples:
   m2d-clap demo runs/clips
   m2d-clap demo exported/ --sounds recordings/ --port 8000
 
-The page is for this machine alone unless --host says otherwise; there is no
-password, and sounds given with --sounds can be heard by all who reach it."""
+Only this machine can reach the page unless --host is given; there is no
+password, and everyone who can reach it can hear the sounds of --sounds."""
   p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
   p.add_argument('--sounds', nargs='+', default=[], metavar='FILE|FOLDER', help='sounds to search by text')
   p.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen (default: %(default)s)')
@@ -30,7 +30,7 @@ def run(args):
 
 
 def _embedded(pipeline, paths) -> tuple:
-  """Files and folders -> (names of those that can be used, their embeddings [n, E])."""
+  """Files and folders -> (names of the usable files, their embeddings [n, E])."""
   import numpy as np
 
   from m2d_clap_jax.audio import files

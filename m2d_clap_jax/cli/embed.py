@@ -1,4 +1,4 @@
-"""`m2d-clap embed`: the embeddings of many audio files, in one file."""
+"""`m2d-clap embed`: embeddings of many audio files in one file."""
 from m2d_clap_jax.cli import model_options
 from m2d_clap_jax.errors import UserError
 
@@ -6,7 +6,7 @@ from m2d_clap_jax.errors import UserError
 def add_arguments(p):
   p.description = """\
 Audio files of any rate and length -> a file of their embeddings: clip
-embeddings for transfer learning, unless --clap or --frames asks for others.
+embeddings for transfer learning by default, others with --clap or --frames.
 Folders are searched with all sub-folders. Files that cannot be used are left
 out and listed in OUT.rejected.csv."""
   p.epilog = """\
@@ -14,14 +14,14 @@ examples:
   m2d-clap embed recordings/ --model runs/clips -o recordings.npz
   m2d-clap embed a.wav b.mp3 --model exported/ --frames -o frames.parquet
 
-What a .npz holds: files [n], embeddings [n, C]; with --frames, files [n] and
-for the file i frames/i [T, C], times/i [T] in ms. A .parquet has a row for each
-clip or frame: file, time_ms (of frames), embedding."""
+A .npz contains files [n] and embeddings [n, C]; with --frames, files [n] and
+for file i frames/i [T, C], times/i [T] in ms. A .parquet has one row per clip
+or frame: file, time_ms (of frames), embedding."""
   p.add_argument('paths', nargs='+', metavar='FILE|FOLDER', help='audio: wav, flac, mp3, m4a, ogg, webm and others')
   p.add_argument('-o', '--out', required=True, metavar='OUT', help='file to write: .npz or .parquet')
   kind = p.add_mutually_exclusive_group()
-  kind.add_argument('--frames', action='store_true', help='a feature for each time column (of 160 ms for most models)')
-  kind.add_argument('--clap', action='store_true', help='CLAP audio embeddings, which compare with captions')
+  kind.add_argument('--frames', action='store_true', help='one feature per time column (160 ms for most models)')
+  kind.add_argument('--clap', action='store_true', help='CLAP audio embeddings, comparable with captions')
   model_options.add_pipeline(p)
 
 
@@ -52,7 +52,7 @@ def run(args):
 
 
 def _function(args, model):
-  """-> (clips -> for each the arguments of `Writer.add` after the name, how many numbers an embedding has)."""
+  """-> (function of clips that returns, for each, the arguments of `Writer.add` after the name; embedding width)."""
   width = model.network.width
   if args.frames:
     return lambda clips: list(zip(*model.encode_frames(clips))), model.network.grid[0] * width

@@ -1,6 +1,6 @@
-"""Embeddings of many files as one .npz or .parquet file, written as they come and named only when complete.
+"""Writes embeddings of many files to one .npz or .parquet file, incrementally, and renames it when complete.
 
-Alphabet: n rows, C numbers of an embedding.
+Alphabet: n rows, C numbers per embedding.
 """
 import contextlib
 import csv
@@ -17,11 +17,11 @@ import numpy as np
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
 
-ROWS = 1024  # of a parquet row group; 16 MB for Base
+ROWS = 1024  # per parquet row group; 16 MB for Base
 
 
 class Writer:
-  """A file of embeddings, complete after the `with` block; a block that fails leaves a useless file behind.
+  """A file of embeddings, complete after the `with` block; a failed block leaves an incomplete file.
 
   Args:
     path: of the file; better a temporary name (`replacing`).
@@ -36,7 +36,7 @@ class Writer:
   def __exit__(self, kind, error, trace):
     if kind is None:
       self.finish()
-    with contextlib.suppress(Exception if kind else ()):  # what matters is why it was broken off
+    with contextlib.suppress(Exception if kind else ()):  # the first error matters
       self.close()
 
 
@@ -49,7 +49,7 @@ class Npz(Writer):
   def __init__(self, path, width: int, frames: bool, about: dict):
     self._zip = zipfile.ZipFile(path, 'w')
     self._names, self._width, self._frames = [], width, frames
-    # How many clips there will be is known at the end, and stands at the beginning of an array: rows wait in a file.
+    # An array's header contains the number of clips, which is known only at the end, so rows are kept in a temporary file.
     self._rows = tempfile.TemporaryFile(dir=os.path.dirname(path))
     self._write('about', np.array(json.dumps(about)))
 
@@ -81,9 +81,9 @@ class Npz(Writer):
 
 
 class Parquet(Writer):
-  """A row for each clip (`file`, `embedding`) or for each frame (`file`, `time_ms`, `embedding`).
+  """One row per clip (`file`, `embedding`) or per frame (`file`, `time_ms`, `embedding`).
 
-  The schema's metadata holds `about` as JSON under the key m2d_clap_jax.
+  The schema's metadata contains `about` as JSON under the key m2d_clap_jax.
   """
 
   def __init__(self, path, width: int, frames: bool, about: dict):
@@ -127,23 +127,23 @@ WRITERS = {'.npz': Npz, '.parquet': Parquet}
 
 
 def writer_for(path: str) -> type[Writer]:
-  """The writer for a file's ending; UserError where there is none."""
+  """The writer for a file's ending; UserError for an unknown one."""
   kind = WRITERS.get(paths.as_path(path).suffix)
   if kind is None or paths.as_path(path).is_dir():
-    raise UserError(f'{path}: is no name for an output: give a file that ends in {" or ".join(WRITERS)}')
+    raise UserError(f'{path}: unknown kind of output: give a file name that ends in {" or ".join(WRITERS)}')
   return kind
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields the name of a local file that takes the place of `path` if all goes well.
+  """Yields the name of a local file that replaces `path` if the block succeeds.
 
   Raises:
     UserError: it cannot be written; nothing is left behind.
   """
   try:
     with paths.replacing(path) as temporary:
-      open(temporary, 'wb').close()  # a folder that cannot be written to is told before hours of work
+      open(temporary, 'wb').close()  # reports a read-only folder before hours of work
       yield temporary
   except OSError as error:
     raise UserError(f'{path}: cannot be written ({error.strerror or error}): free space or choose another name'
@@ -151,7 +151,7 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_rejected(path: str, rejected: list[tuple[str, str]]) -> str:
-  """Lists what was left out in PATH.rejected.csv, or removes such a list of an earlier run; returns its name."""
+  """Lists rejected files in PATH.rejected.csv, or removes an earlier run's list; returns its name."""
   listed = f'{path}.rejected.csv'
   if not rejected:
     paths.as_path(listed).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""`m2d-clap fetch`: data sets of TensorFlow Datasets' catalogue, written out as evaluation tasks."""
+"""`m2d-clap fetch`: writes data sets of TensorFlow Datasets' catalogue as evaluation tasks."""
 
 
 def add_arguments(p):
   from m2d_clap_jax.tasks.table import CATALOGUE
   p.description = """\
 A data set of TensorFlow Datasets' catalogue -> FLAC files and the metadata CSV
-that evaluations read. The same command continues an interrupted one."""
+that evaluations read. The same command resumes an interrupted one."""
   p.epilog = """\
 examples:
   m2d-clap fetch cremad --out=data/cremad
@@ -13,7 +13,7 @@ examples:
   p.add_argument('task', choices=sorted(CATALOGUE), metavar='TASK', help=', '.join(sorted(CATALOGUE)))
   p.add_argument('--out', required=True, help='folder to write')
   p.add_argument('--data_dir', help="where the catalogue keeps its data (default: the catalogue's own)")
-  p.add_argument('--manual_dir', help='where archives lie that must be fetched by hand')
+  p.add_argument('--manual_dir', help='folder of archives that must be downloaded by hand')
 
 
 def run(args):

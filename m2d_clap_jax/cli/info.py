@@ -1,4 +1,4 @@
-"""`m2d-clap info`: what a model is."""
+"""`m2d-clap info`: describes a model."""
 import json
 
 import numpy as np
@@ -11,7 +11,7 @@ PARTS = {'encoder': ('patch_embed', 'cls_token', 'encoder'), 'predictor': ('pred
 
 
 def add_arguments(p):
-  p.description = 'What a model is: kind, sizes, parameters, input, statistics, text encoder, classes.'
+  p.description = 'Describes a model: kind, sizes, parameters, input, statistics, text encoder, classes.'
   p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128'
   p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
   p.add_argument('--json', action='store_true', help='for programs: one JSON object')
@@ -29,7 +29,7 @@ def run(args):
 
 
 def describe(weights) -> dict:
-  """Weights -> JSON data, in the order in which a person asks."""
+  """Weights -> JSON data, the most important first."""
   from m2d_clap_jax.audio import LogMel
   from m2d_clap_jax.weights import family
   network, (rows, columns) = weights.network(), weights.network().grid
@@ -66,7 +66,7 @@ def _parts(weights) -> dict:
 
 
 def _logit_scale(weights) -> dict | None:
-  """Of the CLAP head; files for inference may lack it, as embeddings do not depend on it."""
+  """The CLAP head's logit scale; files for inference may lack it, as embeddings do not depend on it."""
   if weights.network().text_width is None:
     return None
   return {'value': round(float(weights.nested('params')['logit_scale']), 4), 'is_a_default': weights.default_logit_scale}
@@ -79,7 +79,7 @@ def _classes(weights) -> list | None:
 
 
 def _text(name: str, value) -> str:
-  """A value as a person reads it."""
+  """A value formatted for reading."""
   if value is None:
     return 'none'
   if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The `m2d-clap` command. Each subcommand is a module of `m2d_clap_jax.cli`, imported when it is asked for."""
+"""The `m2d-clap` command. Each subcommand is a module of `m2d_clap_jax.cli`, imported when it is used."""
 import argparse
 import importlib
 import os
@@ -13,7 +13,7 @@ COMMANDS = {
     'embed': 'audio files -> embeddings in a .npz or .parquet file',
     'classify': 'audio files -> how well labels of your choice fit them',
     'demo': 'a page to try a model in a browser',
-    'models': 'the released models that are opened by their names',
+    'models': 'the released models that can be opened by name',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
     'plot': 'curves of runs, and what a model attends to in a sound',
@@ -26,9 +26,9 @@ COMMANDS = {
 
 def main(argv=None):
   """Runs one subcommand; returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow's start-up notices would bury ours
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # it only writes files here; else it announces its rounding
-  logging.set_verbosity(logging.ERROR)  # orbax warns of what it was told to do
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # hides TensorFlow's start-up notices
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # hides its notice about rounding; it only writes files here
+  logging.set_verbosity(logging.ERROR)  # orbax warns about intended behaviour
   args = parse(sys.argv[1:] if argv is None else argv)
   resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
   try:
@@ -40,7 +40,7 @@ def main(argv=None):
     return 2
   except KeyboardInterrupt:
     return EXIT_INTERRUPTED
-  except BrokenPipeError:  # `m2d-clap ... | head` has seen enough; Python would complain when it flushes at its end
+  except BrokenPipeError:  # after `m2d-clap ... | head`; Python would report an error when it flushes at exit
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception as e:

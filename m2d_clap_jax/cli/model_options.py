@@ -1,4 +1,4 @@
-"""The options that say which model a command opens, and how; the same for every command that opens one."""
+"""Options for opening a model, the same for every command that opens one."""
 import argparse
 
 KINDS = ("a run's workdir, a portable folder, a .pth or a .safetensors file, a released model's name (m2d-clap models), or "
@@ -7,8 +7,8 @@ FIELDS = ('sample_rate', 'text_encoder', 'input_size', 'heads')
 
 
 def add_overrides(parser):
-  """What a file may not tell: `overrides` hands it to `weights.read`."""
-  group = parser.add_argument_group('what a public checkpoint may not tell, or tell wrongly')
+  """Adds options for values that a file may lack; `overrides` passes them to `weights.read`."""
+  group = parser.add_argument_group('values that a public checkpoint may lack or state wrongly')
   group.add_argument('--sample_rate', type=int, metavar='HZ', help='16000 or 32000')
   group.add_argument('--text_encoder', metavar='NAME', help="the captions' encoder: model name, folder or minilm")
   group.add_argument('--input_size', type=pair, metavar='BINS,FRAMES', help='of a training crop, such as 80,608')
@@ -16,12 +16,12 @@ def add_overrides(parser):
 
 
 def add_pipeline(parser):
-  """The options of `open_pipeline`."""
+  """Adds the options of `open_pipeline`."""
   parser.add_argument('--model', required=True, help=KINDS)
   parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'],
                       help='of the matrix products; bfloat16 is faster on accelerators (default: %(default)s)')
   parser.add_argument('--batch_size', type=positive, default=32, metavar='N',
-                      help='pieces of audio that the device works on at a time (default: %(default)s)')
+                      help='chunks of audio that the device processes at a time (default: %(default)s)')
   add_overrides(parser)
 
 
@@ -30,7 +30,7 @@ def overrides(args) -> dict:
 
 
 def open_pipeline(args):
-  """The Pipeline of --model; UserError where there is none."""
+  """The Pipeline of --model; UserError without a usable model."""
   from m2d_clap_jax.api import load
   return load(args.model, dtype=args.dtype, batch_size=args.batch_size, **overrides(args))
 
@@ -45,5 +45,5 @@ def pair(text: str) -> tuple[int, int]:
 
 def positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
   return int(text)

@@ -1,19 +1,19 @@
-"""`m2d-clap models`: the authors' released models, which every command opens by their names."""
+"""`m2d-clap models`: the authors' released models, which every command opens by name."""
 import json
 
 
 def add_arguments(p):
   p.description = """\
-The authors' released models. Give such a name wherever a command takes MODEL
-(and as --config.init): it is fetched once, into the cache folder that the last
-line tells ($M2D_CLAP_HOME moves it). Their licence is the authors' own, for
-evaluation only."""
+Lists the authors' released models. Use such a name wherever a command takes
+MODEL (and as --config.init): the model is downloaded once, into the cache
+folder shown below the list ($M2D_CLAP_HOME selects another). Their licence is
+the authors' own, for evaluation only."""
   p.epilog = """\
 examples:
   m2d-clap models
   m2d-clap models --json
   m2d-clap info m2d_clap_vit_base-80x608p16x16-240128"""
-  p.add_argument('--json', action='store_true', help='for programs: a JSON list with an object for each')
+  p.add_argument('--json', action='store_true', help='for programs: a JSON list with one object per model')
 
 
 def run(args):
@@ -30,7 +30,7 @@ def run(args):
 
 
 def describe(name: str) -> dict:
-  """A released model -> JSON data; size_gb is that of the cached checkpoint, else of the download, None where not known."""
+  """A released model -> JSON data; size_gb is that of the cached checkpoint, else of the download, None if unknown."""
   from m2d_clap_jax.weights import released
   about, file = released.RELEASED[name], released.cached(name)
   size = round(file.stat().st_size / 1e9, 2) if file else about.gigabytes

@@ -1,4 +1,4 @@
-"""`m2d-clap plot`: pictures of runs and of models."""
+"""`m2d-clap plot`: figures of runs and of models."""
 import itertools
 import os
 import sys
@@ -10,13 +10,13 @@ from m2d_clap_jax.errors import UserError
 
 def add_arguments(p):
   p.description = """\
-Runs -> curves.png: one run's losses, norms, scores and schedules; of several
-runs a panel for each quantity and a line for each run. With --audio also, for
-the first RUN, which may then be any model, what its blocks attend to in each
-file. With --classes, where the sounds of each class lie in a sub-folder of its
-name (sounds/dog/*, sounds/rain/*), also for the first RUN: embeddings.png, and
-if it knows text similarity.png, confusion.png and classes.png of zero-shot
-classification. Figures of evaluations are in their --workdir already."""
+Runs -> curves.png: one run's losses, norms, scores and schedules; for several
+runs one panel per quantity and one line per run. --audio draws what the blocks
+of the first RUN, which may then be any model, attend to in each file.
+--classes takes a folder with the sounds of each class in a sub-folder named
+after it (sounds/dog/*, sounds/rain/*), and draws embeddings.png for the first
+RUN, and if it has a CLAP head similarity.png, confusion.png and classes.png of
+zero-shot classification. Evaluations write figures to their own --workdir."""
   p.epilog = """\
 examples:
   m2d-clap plot runs/clips
@@ -24,8 +24,8 @@ examples:
   m2d-clap plot exported --audio dogs/17.mp3 -o figures
   m2d-clap plot exported --classes sounds -o figures"""
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
-  p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to look at')
-  p.add_argument('--classes', metavar='FOLDER', help='sounds in a sub-folder for each class')
+  p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to draw the attention on')
+  p.add_argument('--classes', metavar='FOLDER', help='sounds in one sub-folder per class')
   p.add_argument('-o', '--out', default='.', metavar='FOLDER', help='where the figures go (default: here)')
 
 
@@ -53,7 +53,7 @@ def _curves(runs, folder):
   histories = {name: _history(name) for name in runs}
   for name, history in histories.items():
     if not history:
-      raise UserError(f'{name}: holds no metrics.jsonl with rows: name the --workdir of a run')
+      raise UserError(f'{name}: contains no metrics.jsonl with rows: name the --workdir of a run')
   path = folder / 'curves.png'
   if len(runs) == 1:
     plots.loss_curves(histories[runs[0]], path)
@@ -81,7 +81,7 @@ def _attention(pipeline, files, folder) -> list:
 
 
 def _classes(pipeline, sounds, folder) -> list:
-  """How a model places the sounds of `sounds`/CLASS/."""
+  """Draws the sounds of `sounds`/CLASS/ as a model represents them."""
   from m2d_clap_jax.eval import class_plots
   from m2d_clap_jax.eval.class_plots import draw_classes
   from m2d_clap_jax.eval.metrics import zeroshot
@@ -110,16 +110,16 @@ def _features(pipeline, sounds):
   """-> clip embeddings [n, 5 * D], CLAP embeddings [n, E] or None, and the class of each of the usable sounds."""
   from m2d_clap_jax.audio import files
   if not os.path.isdir(sounds):
-    raise UserError(f'{sounds}: no such folder: name one with sounds in a sub-folder for each class')
+    raise UserError(f'{sounds}: no such folder: name one with sounds in one sub-folder per class')
   owner = {}
   for name in files.find([sounds]):
     part, _, rest = os.path.relpath(name, sounds).partition(os.sep)
     if rest:
       owner[name] = part
     else:
-      print(f'left out: {files.printable(name)}: lies in no sub-folder', file=sys.stderr)
+      print(f'left out: {files.printable(name)}: not in a sub-folder', file=sys.stderr)
   if not owner:
-    raise UserError(f'{sounds}: has no sub-folders with sounds: put those of each class into a folder of its name')
+    raise UserError(f'{sounds}: has no sub-folders with sounds: put the sounds of each class into a sub-folder named after it')
 
   def both(clips):
     means, audio = pipeline.features(clips)
@@ -132,6 +132,6 @@ def _features(pipeline, sounds):
 
 
 def _unused(folder, stem: str, written: list):
-  """Files of one name in several folders, or of several kinds, get figures of their own."""
+  """Distinct figure names, also for files with the same name in several folders or with several endings."""
   names = itertools.chain([''], (f'-{i}' for i in itertools.count(2)))
   return next(path for name in names if (path := folder / f'{stem}{name}_attention.png') not in written)

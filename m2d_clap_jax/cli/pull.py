@@ -3,10 +3,10 @@
 
 def add_arguments(p):
   p.description = """\
-Fetches the model NAME from the Hugging Face Hub, ORGANISATION/NAME or
-ORGANISATION/NAME@REVISION with or without hf:// in front, and prints where it
-lies: the folder DST, or the Hub's cache. Commands and m2d_clap_jax.load also
-take hf://ORGANISATION/NAME itself."""
+Downloads the model NAME from the Hugging Face Hub, ORGANISATION/NAME or
+ORGANISATION/NAME@REVISION with or without hf:// in front, and prints its
+location: the folder DST, or the Hub's cache. Commands and m2d_clap_jax.load
+also accept hf://ORGANISATION/NAME."""
   p.epilog = """\
 example:
   m2d-clap pull ORGANISATION/NAME exported"""

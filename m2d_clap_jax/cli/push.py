@@ -3,17 +3,17 @@
 
 def add_arguments(p):
   p.description = """\
-The portable folder FOLDER (made by m2d-clap convert) becomes the model NAME
-of the Hugging Face Hub: ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, with or
-without hf:// in front. Look at its README.md before (one is written where
-there is none): it is the model's public face, and the licence of the data that
-it was trained on is yours to state."""
+Uploads the portable folder FOLDER (made by m2d-clap convert) as the model NAME
+to the Hugging Face Hub: ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, with or
+without hf:// in front. Review its README.md first (a missing one is written):
+it is the model card, and it is up to you to state the licence of the data that
+the model was trained on."""
   p.epilog = """\
 example:
   m2d-clap push exported ORGANISATION/NAME --private"""
   p.add_argument('folder', metavar='FOLDER')
   p.add_argument('name', metavar='NAME')
-  p.add_argument('--private', action='store_true', help='a new repository is seen by its owners only')
+  p.add_argument('--private', action='store_true', help='make a new repository private to its owners')
 
 
 def run(args):

@@ -1,4 +1,4 @@
-"""`m2d-clap report`: the results of several evaluations in the paper's tables."""
+"""`m2d-clap report`: results of several evaluations as the paper's tables."""
 
 
 def add_arguments(p):

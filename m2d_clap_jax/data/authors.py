@@ -1,11 +1,10 @@
-"""The authors' own folders: `.npy` log-mels, and `capemb_*.npy` dictionaries of caption embeddings.
+"""Reads the authors' folders: `.npy` log-mels, and `capemb_*.npy` dictionaries of caption embeddings.
 
-A dictionary is `np.save` of {id: [E] or [n, E] array}, that is, a pickle. Pickles execute code, so these are read by an
-unpickler that can build arrays, dicts, strings and numbers and nothing else.
+A dictionary is `np.save` of {id: [E] or [n, E] array}, that is, a pickle. Pickles can execute code, so an unpickler reads
+them that can only build arrays, dicts, strings and numbers.
 """
 import hashlib
 import io
-import os
 import pickle
 
 import numpy as np
@@ -13,8 +12,9 @@ import numpy as np
 from m2d_clap_jax import paths
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tables.names import account_of, printable
 
-# All that numpy's own pickles of arrays and scalars name, under numpy 1 and 2. None of these runs what it is given.
+# All names in numpy's pickles of arrays and scalars, under numpy 1 and 2. None of them executes its arguments.
 _ALLOWED = {(f'numpy.{core}.{module}', name) for core in ('core', '_core')
             for module, name in [('multiarray', '_reconstruct'), ('multiarray', 'scalar'), ('numeric', '_frombuffer')]}
 _ALLOWED |= {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode')}
@@ -33,14 +33,16 @@ def list_logmels(folder, split='train'):
   folder = paths.as_path(folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such folder: check --logmels')
-  names = [name for name in paths.files_under(folder) if name.endswith('.npy')]
-  names = [name for name in names if not name.rsplit('/', 1)[-1].startswith('capemb_')]
+  everything = paths.files_under(folder)
+  names = [name for name in everything
+           if name.endswith('.npy') and not name.rsplit('/', 1)[-1].startswith('capemb_')]
   if not names:
-    raise UserError(f'{folder}: holds no .npy files: check --logmels')
+    raise UserError(f'{folder}: contains no .npy files: check --logmels')
+  print(account_of(folder, everything, names, 'log-mels'))
   rows = []
   for name in names:
-    printable = os.fsencode(name).decode('utf-8', 'replace')
-    rows.append(Row(printable, split=split, reason='' if printable == name else 'its name is not valid UTF-8'))
+    text, reason = printable(name)
+    rows.append(Row(text, split=split, reason=reason))
   return rows
 
 
@@ -52,15 +54,15 @@ def load_dictionary(path):
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
       shape, _, dtype = read_header(f)
       if not dtype.hasobject or shape != ():
-        raise ValueError(f'it holds an array of {dtype}, shape {list(shape)}, not a dictionary')
+        raise ValueError(f'it contains an array of {dtype}, shape {list(shape)}, not a dictionary')
       content = _Unpickler(f, encoding='latin1').load()
     content = content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if not isinstance(content, dict):
-      raise ValueError(f'it holds a {type(content).__name__}, not a dictionary')
+      raise ValueError(f'it contains a {type(content).__name__}, not a dictionary')
     return {_text(key): _matrix(key, value) for key, value in content.items()}
   except OSError as e:
     raise UserError(f'{path}: cannot be read ({e.strerror}): check --caption_embeddings') from e
-  except Exception as e:  # a damaged pickle can raise nearly anything
+  except Exception as e:  # a damaged pickle can raise almost any exception
     raise UserError(f'{path}: not a dictionary of caption embeddings ({" ".join(str(e).split())}): '
                     'save it with np.save(path, {id: array})') from e
 
@@ -78,7 +80,7 @@ def _matrix(key, value):
 
 
 class Dictionaries:
-  """The caption embeddings of all dictionaries that the patterns name; a clip in several of them has several captions.
+  """The caption embeddings of all dictionaries that match the patterns; a clip in several has several captions.
 
   Attributes: width E; weights_hash, 16 hex digits over the files' bytes; name 'capemb'.
   """
@@ -100,7 +102,7 @@ class Dictionaries:
       for key, value in part.items():
         self.width = self.width or value.shape[1]
         if value.shape[1] != self.width:
-          raise UserError(f'{path}: {key!r} is {value.shape[1]} wide where others are {self.width}: '
+          raise UserError(f'{path}: {key!r} is {value.shape[1]} wide, but others are {self.width}: '
                           'use dictionaries of one text encoder')
       self._parts.append(part)
       with paths.as_path(path).open('rb') as f:
@@ -117,7 +119,7 @@ class Dictionaries:
         if embeddings is None:
           row.reason = 'no caption embedding'
         elif not np.isfinite(embeddings).all():
-          row.reason = f'its caption embedding holds NaN, infinity or values beyond {self._dtype}'
+          row.reason = f'its caption embedding contains NaN, infinity or values beyond {self._dtype}'
     return rows
 
   def __call__(self, row):
@@ -135,8 +137,8 @@ class Dictionaries:
 
 
 def candidates(name):
-  """File name -> the ids it may stand for, best first: the stem, without a leading Y, 11 characters of these."""
+  """File name -> its possible ids, best first: the stem, without a leading Y, the first 11 characters of both."""
   stem = name.rsplit('/', 1)[-1].removesuffix('.npy')
   bare = stem.removeprefix('Y')
-  # With Y removed last: an id may begin with Y itself.
+  # The variants without Y come last: an id may itself begin with Y.
   return list(dict.fromkeys([stem, bare, stem[:11], bare[:11]]))

@@ -1,7 +1,7 @@
-"""From a data folder to arrays: training batches by step number."""
+"""Training batches by step number, from a data folder."""
 import collections
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,10 +11,13 @@ from m2d_clap_jax.data import schema
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.text.tower import padded
+
+Captions = Callable[[list[schema.Record], Sequence[float]], dict[str, np.ndarray]]
 
 
 def crop(logmel: np.ndarray, frames: int, where: float) -> np.ndarray:
-  """Cuts [F, T] to [F, frames] at the share `where` in [0, 1) of the possible starts; pads short clips with silence."""
+  """Cuts [F, T] to [F, frames] at the fraction `where` in [0, 1) of possible starts; pads short clips with silence."""
   spare = logmel.shape[1] - frames
   if spare < 0:
     return np.pad(logmel, ((0, 0), (0, -spare)), constant_values=SILENCE)
@@ -22,24 +25,60 @@ def crop(logmel: np.ndarray, frames: int, where: float) -> np.ndarray:
   return logmel[:, start:start + frames]
 
 
+def pick(options: Sequence, u: float):
+  """The one that uniform `u` falls on."""
+  return options[int(u * len(options))]
+
+
+def embeddings(clips: list[schema.Record], draws: Sequence[float]) -> dict[str, np.ndarray]:
+  """Captions of training batches as their embeddings: 'text' [b, C]."""
+  return {'text': np.stack([pick(clip.caption_embeddings, u) for clip, u in zip(clips, draws)])}
+
+
+class Tokens:
+  """Captions of training batches as 'ids' and 'mask', int32 [b, L], for a text encoder that is trained.
+
+  Args:
+    tower: see `text.TextTower`.
+    lengths: to which lengths L captions are padded, ascending: 'few', the tower's own, or 'one', its max_length, which
+      several processes need, because each sees its own captions only.
+  """
+
+  def __init__(self, tower, lengths: str = 'few'):
+    self.tower, self.lengths = tower, lengths
+
+  def __call__(self, clips: list[schema.Record], draws: Sequence[float]) -> dict[str, np.ndarray]:
+    """UserError for a clip without a caption."""
+    for clip in clips:
+      if not clip.captions:
+        raise UserError(f'{clip.key}: has no caption, which a text encoder in training needs: prepare the data from a '
+                        'manifest with captions or labels')
+    tokens = self.tower.tokens([pick(clip.captions, u) for clip, u in zip(clips, draws)])
+    length = self.tower.length(tokens) if self.lengths == 'few' else self.tower.max_length
+    return dict(zip(('ids', 'mask'), padded(tokens, length)))
+
+
 class TrainingBatches:
-  """`batches(step)` -> {'logmel': [b, F, frames] float16, 'text': [b, C]}: random crops, each with a random caption.
+  """`batches(step)` -> {'logmel': [b, F, frames] float16, ...}: random crops, each with a random caption.
 
   Args:
     split: clips to draw from.
     frames: length of a crop.
     batch_size: size B of the global batch.
     seed: of the order, crops and captions.
-    text: whether captions are wanted.
-    part: (index, count) of this host; it gets the index-th of `count` equal parts of each batch.
+    captions: `embeddings`, `Tokens`, or None for none: (clips, uniform numbers) -> arrays of the captions that they
+      fall on.
+    part: (index, count) of this host, which gets the index-th of `count` equal parts of each batch.
+    sizes, weights: of `Order`, where the clips are of several folders.
   """
 
-  def __init__(self, split: Split, *, frames: int, batch_size: int, seed: int, text: bool, part=(0, 1)):
-    if split.num_clips < batch_size:
-      raise UserError(f'batch_size={batch_size} is more than the {split.num_clips} clips of {split.name!r}: '
-                      'a smaller batch or more data is needed')
-    self.split, self.frames, self.text = split, frames, text
-    self.order = Order(split.num_clips, batch_size, seed)
+  def __init__(self, split: Split, *, frames: int, batch_size: int, seed: int, captions: Captions | None,
+               part=(0, 1), sizes: Sequence[int] | None = None, weights: Sequence[float] | None = None):
+    self.split, self.frames, self.captions = split, frames, captions
+    self.order = Order(split.num_clips, batch_size, seed, sizes, weights)
+    if self.order.epoch_clips < batch_size:
+      raise UserError(f'batch_size={batch_size} is more than the {self.order.epoch_clips} clips of {split.name!r}: '
+                      'use a smaller batch or more data')
     index, count = part
     self.rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
@@ -47,18 +86,13 @@ class TrainingBatches:
     clips = self.split.clips(self.order.clips(step)[self.rows].tolist())
     draws = self.order.draws(step)[self.rows]
     batch = {'logmel': np.stack([crop(clip.logmel, self.frames, u) for clip, (u, _) in zip(clips, draws)])}
-    if self.text:
-      batch['text'] = np.stack([pick_caption(clip, u) for clip, (_, u) in zip(clips, draws)])
+    if self.captions:
+      batch |= self.captions(clips, draws[:, 1].tolist())
     return batch
 
 
-def pick_caption(clip: schema.Record, u: float) -> np.ndarray:
-  """The embedding [C] of the caption that uniform `u` falls on."""
-  return clip.caption_embeddings[int(u * len(clip.caption_embeddings))]
-
-
 def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int | None = None) -> Iterator[dict]:
-  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one a core, 2 to 8), two items more early."""
+  """Yields make(start), ..., make(stop - 1) in order, computed by threads (one per core, 2 to 8) two items further ahead."""
   threads = threads or min(8, max(2, len(os.sched_getaffinity(0))))
   ahead = threads + 2
   with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:

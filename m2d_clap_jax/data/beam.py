@@ -1,8 +1,8 @@
-"""Preparation as an Apache Beam pipeline: the shards of `data.prepare`, byte for byte, made by many machines.
+"""Preparation as an Apache Beam pipeline: many machines write the same shards as `data.prepare`, byte for byte.
 
-All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. What they are to
-do lies in files there (`.beam/`), and the pipeline has the names alone: two million captions are hundreds of MB, and
-Dataflow takes a graph of 10 MB. The files hold arrays and JSON, nothing that could run code when it is read.
+All workers must see the audio, the text encoder and the output folder: a bucket, or a shared disk. Their tasks are
+stored in files there (`.beam/`), and the pipeline contains only the file names: two million captions are hundreds of MB,
+and Dataflow limits a graph to 10 MB. The files contain arrays and JSON, nothing that could run code when it is read.
 """
 import dataclasses
 import io
@@ -26,20 +26,20 @@ from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 
-POLL = 5.0  # seconds between two looks at what is done
-# Beam's own choice, DirectRunner, first tries to download another runner, which is a program of its own.
+POLL = 5.0  # seconds between two progress updates
+# Beam's default, DirectRunner, first tries to download another runner, a separate program.
 THIS_MACHINE = 'apache_beam.runners.portability.fn_api_runner.FnApiRunner'
-_LEFT = re.compile(r'\.\w+-\d{5}-of-\d{5}\.tfrecord.*\.tmp')  # of a worker that was killed
+_LEFT = re.compile(r'\.\w+-\d{5}-of-\d{5}\.tfrecord.*\.tmp')  # left by a killed worker
 
 
 class _Embed(beam.DoFn):
-  """File of (block number, captions) -> nothing; the block is written. `encoder` gives the text encoder."""
+  """Reads a file of (block number, captions) and writes the block. `encoder` returns the text encoder."""
 
   def __init__(self, make_block: Callable, encoder: Callable):
     self._make_block, self._encoder = make_block, encoder
 
   def setup(self):
-    self._loaded = self._encoder()  # once a worker: it takes seconds
+    self._loaded = self._encoder()  # once per worker, because it takes seconds
 
   def process(self, name):
     about, _ = _read(name)
@@ -48,14 +48,14 @@ class _Embed(beam.DoFn):
 
 
 class _Write(beam.DoFn):
-  """File of a Shard and its caption embeddings (see `_shard_file`) -> nothing; the shard and its sidecar are written."""
+  """Reads a file of a Shard and its caption embeddings (see `_shard_file`); writes the shard and its sidecar."""
 
   def __init__(self, out: str, source):
     self._out, self._source = out, source
 
   def setup(self):
-    self._blocks = {}  # of caption embeddings: a shard needs a few rows of nearly all
-    self._pool = Pool(self._source.target, 1)  # a process of its own: a decoder may crash over a file
+    self._blocks = {}  # of caption embeddings; a shard needs a few rows of nearly every block
+    self._pool = Pool(self._source.target, 1)  # a separate process, because a decoder may crash on a file
 
   def teardown(self):
     self._pool.__exit__()
@@ -71,7 +71,7 @@ class _Write(beam.DoFn):
     write.write_shard(self._out, write.Shard(about['name'], rows, about['settings'], about['stamps']),
                       self._pool.map(self._source.tasks(rows)), embeddings,
                       beam.metrics.Metrics.counter('m2d_clap', 'files').inc,
-                      alone=False)  # a runner may try a shard again while a worker that it gave up is still at it
+                      alone=False)  # a runner may retry a shard while a worker that it gave up on is still writing it
 
 
 def run(out: str, jobs: list[write.Shard], source, bank: Callable | None, options: str,
@@ -82,24 +82,24 @@ def run(out: str, jobs: list[write.Shard], source, bank: Callable | None, option
     out: folder of the shards.
     jobs: list[Shard] to write.
     source: `prepare.Source`.
-    bank: function of a Row -> its caption embeddings, or None. Of a CaptionBank the missing blocks are made first.
+    bank: function of a Row -> its caption embeddings, or None. The missing blocks of a CaptionBank are made first.
     options: of Beam, as on its command line ('--runner=DataflowRunner --project=...'); '' runs on this machine.
-    make_block, encoder: picklable functions that write one block of a CaptionBank, and that give the text encoder.
+    make_block, encoder: picklable functions that write one block of a CaptionBank, and that return the text encoder.
 
   Raises:
-    UserError: options that Beam does not know, or whatever ended the pipeline.
+    UserError: unknown options of Beam, or a failure of the pipeline.
   """
-  told = _options(options)
+  beam_options = _options(options)
   work = os.path.join(out, '.beam')
   try:
     with _watched(out, len(jobs)):
       blocks = bank.missing([row for job in jobs for row in job.rows]) if isinstance(bank, CaptionBank) else []
-      if blocks:  # a pipeline of its own: no shard may begin before all are there
+      if blocks:  # a separate pipeline, because shards need all blocks
         files = [({'number': i, 'captions': texts}, {}) for i, texts in blocks]
-        _over(told, _kept(work, 'block', files), _Embed(make_block, encoder))
-      _over(told, _kept(work, 'shard', (_shard_file(job, bank) for job in jobs)), _Write(out, source))
+        _over(beam_options, _kept(work, 'block', files), _Embed(make_block, encoder))
+      _over(beam_options, _kept(work, 'shard', (_shard_file(job, bank) for job in jobs)), _Write(out, source))
     _clean(out, work)
-  except Exception as error:  # runners raise their own kinds, with the worker's traceback for a message
+  except Exception as error:  # runners raise their own exceptions, with the worker's traceback as the message
     raise _as_user_error(error) from error
 
 
@@ -109,7 +109,7 @@ def _over(options: PipelineOptions, names: list[str], function: beam.DoFn):
 
 
 def _shard_file(job: write.Shard, bank) -> tuple[dict, dict[str, np.ndarray]]:
-  """What a worker must know of a shard, as JSON data and arrays: where its captions are, or their embeddings."""
+  """A worker's description of a shard, as JSON data and arrays: the places of its captions, or their embeddings."""
   usable = [row for row in job.rows if not row.reason]
   about = {'name': job.name, 'settings': job.settings, 'rows': [dataclasses.asdict(row) for row in job.rows],
            'stamps': job.stamps, 'captions': None}
@@ -121,17 +121,17 @@ def _shard_file(job: write.Shard, bank) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _kept(folder: str, kind: str, elements: Iterable[tuple[dict, dict]]) -> list[str]:
-  """Writes each element to a file of its own; returns the files' names."""
+  """Writes each element to a separate file; returns the files' names."""
   def keep(numbered):
     number, (about, arrays) = numbered
     name = os.path.join(folder, f'{kind}-{number:05d}.npz')
-    # Arrays by number: file names may hold what the names of a zip file's members may not.
+    # Arrays by number: file names may contain characters that names in a zip file may not.
     data = io.BytesIO()
     np.savez(data, about=json.dumps(about), names=json.dumps(list(arrays)),
              **{str(i): array for i, array in enumerate(arrays.values())})
     paths.write_bytes(name, data.getvalue(), alone=True)
     return name
-  with ThreadPoolExecutor(16) as pool:  # a store takes its time over each
+  with ThreadPoolExecutor(16) as pool:  # to overlap the latency of a store
     return list(pool.map(keep, enumerate(elements)))
 
 
@@ -142,7 +142,7 @@ def _read(name: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _clean(out: str, work: str):
-  """After success only: the workers of a pipeline whose start was broken off here may be reading still."""
+  """Called only after success: workers of a pipeline that was interrupted here may still be reading."""
   paths.remove_folder(work)
   for name in paths.names_in(out):
     if _LEFT.fullmatch(name):
@@ -154,27 +154,27 @@ def _options(text: str) -> PipelineOptions:
     words = shlex.split(text)
     known = PipelineOptions(words)
     unknown = known.get_all_options(retain_unknown_options=True).keys() - known.get_all_options().keys()
-  except (ValueError, SystemExit) as error:  # argparse's way of refusing
+  except (ValueError, SystemExit) as error:  # argparse exits on errors
     raise UserError(f'--beam={text}: not options of Beam ({error}), such as --beam="--runner=DataflowRunner '
                     '--project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp"') from error
   standard = known.view_as(StandardOptions)
   if standard.runner is None:
-    if unknown:  # other runners may have options that Beam learns of later; this one does the work here, unasked
+    if unknown:  # other runners may define further options; the default runner does not
       raise UserError(f'--beam={text}: Beam has no option --{min(unknown)}: check its spelling')
     standard.runner = THIS_MACHINE
   return known
 
 
 def _as_user_error(error: Exception) -> UserError:
-  """What a worker raised, out of the traceback that a runner makes of it."""
+  """Extracts a worker's error from the traceback in a runner's exception."""
   text = str(error).strip()
-  found = re.findall(r'UserError: (.*)', text) or text.splitlines()[-1:] or [type(error).__name__]
-  reason = found[-1].split(' [while running')[0][:500]
+  messages = re.findall(r'UserError: (.*)', text) or text.splitlines()[-1:] or [type(error).__name__]
+  reason = messages[-1].split(' [while running')[0][:500]
   return UserError(f'the Beam pipeline ended: {reason}; finished shards are kept, the same command continues')
 
 
 class _watched:
-  """Shows how many shards are there, as long as it is entered: runners tell nothing of that sort in common."""
+  """Shows the number of finished shards while it is entered: runners have no common progress report."""
 
   def __init__(self, out: str, total: int):
     self._out, self._total, self._end = out, total, threading.Event()

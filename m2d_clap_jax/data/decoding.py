@@ -1,8 +1,8 @@
-"""A pool of worker processes that survives the death of its workers, and knows which file killed them.
+"""A pool of worker processes that survives the death of its workers and identifies the file that killed them.
 
-Not `concurrent.futures.ProcessPoolExecutor`: that breaks as a whole when one process dies, does not say over which
-file, and starts its processes by importing the caller's main script again (jax and all, and without end where it has no
-guard).
+Not `concurrent.futures.ProcessPoolExecutor`, which breaks as a whole when one process dies, does not report the file, and
+starts its processes by importing the caller's main script again (including jax, and recursively if the script has no
+main guard).
 """
 import collections
 import concurrent.futures
@@ -18,11 +18,11 @@ import threading
 
 from m2d_clap_jax.errors import UserError
 
-MOST_SECONDS = 300.0  # that one file may take: a decoder in an endless loop must not hold up the rest
+MOST_SECONDS = 300.0  # limit for one file: a decoder in an endless loop must not block the rest
 
 
 class _Died(Exception):
-  """The worker process ended while it had a file in hand."""
+  """The worker process ended while it was processing a file."""
 
 
 class _Worker:
@@ -52,11 +52,11 @@ class _Worker:
       timer.cancel()
 
   def stop(self):
-    """Ends the process; returns how it ended, in words."""
+    """Ends the process; returns a description of how it ended."""
     process, self.process = self.process, None
     if process is None:
       return ''
-    with contextlib.suppress(OSError):  # a request that it no longer took
+    with contextlib.suppress(OSError):  # a request that it never read
       process.stdin.close()
     try:
       code = process.wait(timeout=1)
@@ -67,11 +67,11 @@ class _Worker:
     return signal.Signals(-code).name if code < 0 else f'exit code {code}'
 
   def _start(self):
-    # One thread for each process: more would fight over the cores, and the sums' last bits would depend on the machine.
-    # It finds modules where this process does, and not in whatever folder it happens to be started from.
+    # One thread per process: more would compete for the cores, and the last bits of sums would depend on the machine.
+    # Modules are found on this process's path, not in the current folder.
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), PYTHONSAFEPATH='1',
                OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')
-    with tempfile.TemporaryFile() as log:  # decoders complain on stderr about files that they read well enough
+    with tempfile.TemporaryFile() as log:  # decoders print warnings on stderr even about usable files
       try:
         self.process = subprocess.Popen([sys.executable, '-m', 'm2d_clap_jax.data.worker', self.target], env=env,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
@@ -83,7 +83,7 @@ class _Worker:
         end = self.stop()
         log.seek(0)
         last = log.read().decode(errors='replace').strip().splitlines()[-1:] or ['no message']
-        raise UserError(f'a decoding process cannot start ({end}: {last[0]}): mend the installation') from e
+        raise UserError(f'a decoding process cannot start ({end}: {last[0]}): fix the installation') from e
 
 
 class Pool:
@@ -104,7 +104,7 @@ class Pool:
     for worker in self._workers:
       process = worker.process
       if process is not None:
-        process.kill()  # which also wakes the thread that waits for its answer
+        process.kill()  # also wakes the thread that waits for its answer
     self._threads.shutdown(wait=True)
     for worker in self._workers:
       worker.stop()
@@ -136,9 +136,9 @@ class Pool:
       self._idle.put(worker)
 
   def _alone(self, task, others):
-    """Once more for a file whose worker died, with nothing beside it: memory may have been short, not the file bad."""
+    """Retries a file whose worker died, with no other running: memory may have been short and the file good."""
     concurrent.futures.wait(others)
     try:
       return self._run(task)
     except _Died as e:
-      return False, f'the decoding process died over it, twice ({e})'
+      return False, f'the decoding process died on it twice ({e})'

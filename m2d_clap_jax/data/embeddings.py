@@ -1,7 +1,7 @@
-"""Embedding all captions of a manifest once, in blocks that a restart finds again.
+"""Embeds all captions of a manifest once, in blocks that a restart reuses.
 
-Blocks are a function of the set of captions alone. An encoder's last bits depend on what shares a batch with a caption,
-so a shard that is written after a restart, or by another machine, gets the same bytes only if the batches are the same.
+Blocks depend only on the set of captions. The last bits of an embedding depend on the other captions in its batch, so a
+shard that is written after a restart, or by another machine, has the same bytes only if the batches are the same.
 """
 import hashlib
 import io
@@ -21,7 +21,7 @@ class Lookup:
   Args:
     folder: of the blocks.
     places: {caption: its number among all captions}.
-    blocks: {number: array} of the blocks read from a store so far, to be shared; a store is asked once for each.
+    blocks: {number: array} cache of the blocks read from a store, to be shared, so that each is read only once.
   """
 
   def __init__(self, folder: str, places: dict[str, int], blocks: dict[int, np.ndarray] | None = None):
@@ -35,7 +35,7 @@ class Lookup:
 
   def _block(self, i: int) -> np.ndarray:
     path = _path(self.folder, i)
-    if not paths.is_remote(path):  # opened each time: a million captions would be a thousand open files
+    if not paths.is_remote(path):  # opened on each use: a million captions would need a thousand open files
       return np.load(path, mmap_mode='r')
     if i not in self._blocks:
       with paths.local_copy(path) as name:
@@ -44,7 +44,7 @@ class Lookup:
 
 
 class CaptionBank(Lookup):
-  """Makes caption embeddings and looks them up, in `folder/.captions-<fingerprint>/` while a preparation is unfinished."""
+  """Makes and looks up caption embeddings in `folder/.captions-<fingerprint>/` during a preparation."""
 
   def __init__(self, folder, captions, encoder, dtype):
     self.dtype, self._encoder = np.dtype(dtype), encoder
@@ -56,9 +56,9 @@ class CaptionBank(Lookup):
                      {text: i for i, text in enumerate(self._texts)})
 
   def embed(self, rows, progress, task=None):
-    """Makes the blocks that the rows need and that are not there yet. `progress(done, total)` is called after each.
+    """Makes the missing blocks that the rows need. `progress(done, total)` is called after each.
 
-    Of n tasks at once each begins at another block, so that they share the work.
+    Of n concurrent tasks each begins at a different block, so that they share the work.
     """
     needed = self.missing(rows)
     first = 0 if task is None else task[0] * len(needed) // task[1]
@@ -67,14 +67,14 @@ class CaptionBank(Lookup):
       progress(min(done * BLOCK, len(self._texts)), min(len(needed) * BLOCK, len(self._texts)))
 
   def missing(self, rows):
-    """[(number, captions)] of the blocks that the rows need and that are not there yet."""
+    """[(number, captions)] of the missing blocks that the rows need."""
     needed = sorted({self.places[text] // BLOCK for row in rows for text in row.captions})
     return [(i, self._texts[i * BLOCK:(i + 1) * BLOCK]) for i in needed
             if not paths.as_path(_path(self.folder, i)).exists()]
 
 
 def make_block(folder: str, dtype: np.dtype, i: int, texts: list[str], encoder):
-  """Embeds and writes a block, unless another process was faster.
+  """Embeds and writes a block, unless another process already has.
 
   Raises:
     UserError: an embedding is not finite in `dtype`.
@@ -100,7 +100,7 @@ def _path(folder: str, i: int) -> str:
 
 
 def remove_blocks(folder):
-  """Deletes the blocks of a finished preparation, and what an abandoned one left."""
+  """Deletes the blocks of a finished preparation, and those left by an abandoned one."""
   for name in paths.names_in(folder):
     if name.startswith('.captions-'):
       paths.remove_folder(os.path.join(folder, name))

@@ -29,11 +29,11 @@ class Source:
 
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
             num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None,
-            beam=None):
+            beam=None, columns=None, like=''):
   """Manifest and audio files -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
-    manifest: CSV or JSON lines (see data.manifest).
+    manifest: CSV, JSON lines or JSON, or a published data set (see data.manifest).
     audio_root: folder that the manifest's file names are relative to.
     out: folder to write. Shards of an interrupted run with the same manifest and settings are kept.
     text_encoder: name, folder, 'minilm', None or 'none' (no embeddings), or an object like text.TextEncoder.
@@ -46,6 +46,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     task: (i, n) writes every n-th shard, from the i-th, beside n - 1 others with the same arguments, on one machine or
       many that share `out`. Whichever ends last completes the folder. The result is that of one run.
     beam: options of Apache Beam, '' for its defaults, makes the shards in a Beam pipeline. The result is the same.
+    columns, like: names of the manifest's columns, or the data set that it is of (see data.manifest).
 
   Raises:
     UserError: for what cannot be mended by rejecting a file; finished shards stay.
@@ -55,7 +56,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
   if beam is not None:
     audio_root, out = _absolute(audio_root), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
-  rows = _select(manifests.read_manifest(manifest, audio_root), split, manifest)
+  rows = _select(manifests.read_manifest(manifest, audio_root, columns, like), split, manifest)
   _check_root(rows, audio_root)
   if text_encoder == 'none':
     text_encoder = None

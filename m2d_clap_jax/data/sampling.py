@@ -1,5 +1,5 @@
-"""Which clips make up the batches of a fine-tuning run, and what is drawn for them on the host: pure functions of (seed,
-step) or (seed, epoch), the same in every process."""
+"""The clips in the batches of a fine-tuning run, and the random numbers drawn for them on the host: pure functions of
+(seed, step) or (seed, epoch), the same in every process."""
 import functools
 
 import numpy as np
@@ -8,7 +8,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def rarity(targets: np.ndarray) -> np.ndarray:
-  """Weights of clips by how rare their classes are, as AudioSet is sampled: (sum of 1000 / (count + 0.01))^(2/3).
+  """Weights of clips by the rarity of their classes, as used for AudioSet: (sum of 1000 / (count + 0.01))^(2/3).
 
   Args:
     targets: [n, C], 1 where the clip has the label.
@@ -22,7 +22,7 @@ def rarity(targets: np.ndarray) -> np.ndarray:
 
 
 class Epochs:
-  """Batches that start anew each epoch: every clip at most once an epoch, the rest that fills no batch left out.
+  """Batches that restart each epoch: every clip at most once per epoch; an incomplete last batch is dropped.
 
   Args:
     num_clips, batch_size, seed: of the order.
@@ -35,7 +35,7 @@ class Epochs:
     size = min(possible, per_epoch or possible)
     self.steps = size // batch_size
     if not self.steps:
-      raise UserError(f'config.batch_size={batch_size} is more than the {size} clips of an epoch: take a smaller one')
+      raise UserError(f'config.batch_size={batch_size} is more than the {size} clips of an epoch: use a smaller one')
     self._num_clips, self._batch_size, self._seed = num_clips, batch_size, seed
     self._weights, self._size = weights, size
     self._order = functools.lru_cache(maxsize=2)(self._draw)
@@ -44,7 +44,7 @@ class Epochs:
     draw = np.random.default_rng([self._seed, 0, epoch])
     if self._weights is None:
       return draw.permutation(self._num_clips)
-    # The largest of u^(1/weight) are a sample without replacement (Efraimidis and Spirakis, 2006); in logarithms.
+    # The largest u^(1/weight), here as logarithms, are a sample without replacement (Efraimidis and Spirakis, 2006).
     with np.errstate(divide='ignore'):
       keys = np.log(draw.random(self._num_clips)) / self._weights
     return draw.permutation(np.argpartition(-keys, self._size - 1)[:self._size])
@@ -55,11 +55,11 @@ class Epochs:
     return self._order(epoch)[place * self._batch_size:(place + 1) * self._batch_size]
 
   def crops(self, step: int) -> np.ndarray:
-    """Uniform numbers [B]: where the clips of batch `step` are cropped, anew each time that a clip comes."""
+    """Uniform numbers [B]: where the clips of batch `step` are cropped, new each time a clip occurs."""
     return np.random.default_rng([self._seed, 1, step]).random(self._batch_size)
 
   def patchout(self, step: int) -> float:
-    """The uniform number that the counts of structured patchout are drawn with, once a step."""
+    """The uniform number that determines the counts of structured patchout, once per step."""
     return np.random.default_rng([self._seed, 2, step]).random()
 
 

@@ -1,6 +1,6 @@
-"""What a preparation worker does: one file in, one log-mel spectrogram out. Runs in its own process.
+"""The preparation worker: converts one file to one log-mel spectrogram. Runs in its own process.
 
-Decoders are C code fed with strangers' files. A process of their own keeps a crash there from taking the run along.
+Decoders are C code that reads untrusted files. A separate process keeps a crash there from ending the run.
 Imports neither jax nor TensorFlow.
 """
 import importlib
@@ -19,7 +19,7 @@ NPY = 'm2d_clap_jax.data.worker:from_npy'
 
 
 class Rejected(Exception):
-  """Why a file cannot be used."""
+  """A file cannot be used; the message is the reason."""
 
 
 def from_audio(path, logmel, max_seconds):
@@ -34,7 +34,7 @@ def from_audio(path, logmel, max_seconds):
 
 def from_npy(path, logmel, max_seconds):
   """`.npy` file with a log-mel [F, T] or [1, F, T] -> result. Raises Rejected."""
-  if not is_remote(path) and not os.path.isfile(path):  # a named pipe would be waited for without end
+  if not is_remote(path) and not os.path.isfile(path):  # opening a named pipe would block forever
     raise Rejected('not a regular file' if os.path.exists(path) else 'no such file')
   try:
     array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
@@ -45,7 +45,7 @@ def from_npy(path, logmel, max_seconds):
   shape = array.shape
   array = array[0] if array.ndim == 3 and shape[0] == 1 else array
   if array.ndim != 2 or array.shape[0] != logmel.n_mels or not array.shape[1]:
-    raise Rejected(f'shape {list(shape)} where [{logmel.n_mels}, T] or [1, {logmel.n_mels}, T] is expected')
+    raise Rejected(f'shape {list(shape)}, but [{logmel.n_mels}, T] or [1, {logmel.n_mels}, T] is expected')
   frames = int(max_seconds * logmel.sample_rate) // logmel.hop + 1
   truncated = array.shape[1] > frames
   array = array[:, :frames]
@@ -53,24 +53,24 @@ def from_npy(path, logmel, max_seconds):
 
 
 def _result(array, truncated, seconds):
-  """Log-mel [F, T] -> what the main process writes. The sums are those of the values as stored, in float64."""
+  """Log-mel [F, T] -> the data that the main process writes. The sums are of the stored values, in float64."""
   stored = array.astype(np.float16)
   if not np.isfinite(stored).all():
-    raise Rejected('its log-mel spectrogram holds NaN, infinity or values beyond float16')
+    raise Rejected('its log-mel spectrogram contains NaN, infinity or values beyond float16')
   exact = stored.astype(np.float64)
   return {'logmel': stored, 'truncated': bool(truncated), 'seconds': float(seconds),
           'sum': float(exact.sum()), 'sumsq': float(np.square(exact).sum())}
 
 
 def serve(target):
-  """Answers requests on stdin, on stdout, until stdin is closed; `target` is 'module:function'.
+  """Reads requests from stdin and writes answers to stdout until stdin is closed; `target` is 'module:function'.
 
-  A request is a pickled tuple of arguments; an answer (True, result), (False, reason), or (None, reason) where the file
-  cannot be judged, because its store fails.
+  A request is a pickled tuple of arguments; an answer is (True, result), (False, reason), or (None, reason) if the file
+  cannot be judged because its store failed.
   """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process ends us in good order
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends this one
   answers = os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # a library that prints must not spoil the answers
+  os.dup2(2, 1)  # output of libraries must not mix with the answers
   module, name = target.split(':')
   function = getattr(importlib.import_module(module), name)
   pickle.dump('ready', answers)
@@ -86,7 +86,7 @@ def serve(target):
       answer = False, str(e)
     except StoreError as e:
       answer = None, str(e)
-    except Exception as e:  # a bad file never kills a run, whatever it makes a library raise
+    except Exception as e:  # a bad file must not end a run, whatever a library raises
       answer = False, f'{type(e).__name__}: {e}'
     if not answer[0]:
       answer = answer[0], ' '.join(answer[1].split())[:500]
@@ -95,5 +95,5 @@ def serve(target):
 
 
 if __name__ == '__main__':
-  # Under `python -m` this module is called __main__, and its Rejected would be another class than the target's.
+  # Under `python -m` this module is called __main__, and its Rejected would be a different class from the target's.
   importlib.import_module('m2d_clap_jax.data.worker').serve(sys.argv[1])

@@ -1,6 +1,6 @@
-"""The embedded demo corpus: sampled General MIDI instruments, rendered at run time from what pip installs.
+"""The embedded demo corpus: sampled General MIDI instruments, rendered at run time from installed packages.
 
-Forty instruments of ten families, played by `tinysoundfont` from the sound font file that `pretty_midi` carries: single
+Forty instruments of ten families, played by `tinysoundfont` from the sound font file in `pretty_midi`: single
 notes, repeated notes, runs, melodies and chords, at varied pitch, loudness and length, each with four captions.
 Nothing is downloaded or vendored. The test clips use pitches (pitch classes C#, E, G#) that no train clip plays.
 """
@@ -24,7 +24,7 @@ SAMPLE_RATE = 16000
 SECONDS = 2.1  # a little over the 208 frames that the demo's model sees
 TRAIN_CLIPS, TEST_CLIPS = 80, 16  # for each instrument
 VERSION = 1  # raise when the rendered sounds or captions change
-TEST_PITCH_CLASSES = (1, 4, 8)  # C#, E, G#: never more than two semitones from a train pitch
+TEST_PITCH_CLASSES = (1, 4, 8)  # C#, E, G#: at most two semitones from a train pitch
 INSTALL = 'install it with: pip install --no-deps -r requirements-demo.txt'
 
 # instrument: (family, General MIDI program counted from 0, lowest and highest key of its usual range)
@@ -55,17 +55,17 @@ FAMILY_OF = {name: row[0] for name, row in _TABLE.items()}
 FAMILIES = list(dict.fromkeys(FAMILY_OF.values()))
 TEMPLATES = {'instrument': '{} can be heard', 'family': '{} instruments can be heard'}  # zero-shot prompts
 
-_CHORDAL = {'keyboard', 'mallet', 'organ', 'guitar', 'string', 'folk'}  # a lone flute plays no chords
+_CHORDAL = {'keyboard', 'mallet', 'organ', 'guitar', 'string', 'folk'}  # a single flute cannot play chords
 _LOUDNESS = {'softly': (22, 40), 'moderately': (58, 80), 'loudly': (105, 128)}  # MIDI velocities
 _REGISTERS = ('low', 'middle', 'high')
 _COLUMNS = ('file_name', 'caption', 'label', 'split')
 
 
 def ensure(folder, *, seed: int = 0, workers: int | None = None) -> pathlib.Path:
-  """The prepared demo data under `folder`, made on first use -> the data folder (`folder/records`).
+  """Makes the demo data under `folder` on first use -> the data folder (`folder/records`).
 
-  Renders to `folder/audio`, then prepares with the packaged MiniLM. Killed at any moment, the next call goes on from
-  the last finished step. Processes that call it at the same time on one machine wait for the first.
+  Renders to `folder/audio`, then prepares with the packaged MiniLM. After a kill, the next call continues from
+  the last finished step. Concurrent calls on one machine wait for the first.
 
   Raises:
     UserError: a package is missing, the folder cannot be written, or it holds a demo corpus of other settings.
@@ -83,7 +83,7 @@ def ensure(folder, *, seed: int = 0, workers: int | None = None) -> pathlib.Path
       meta = prepare.prepare(audio / 'manifest.csv', audio, folder / 'records', text_encoder='minilm',
                              sample_rate=SAMPLE_RATE, workers=workers)
       if any(counts['rejected'] for counts in meta['splits'].values()):
-        raise UserError(f'{folder}: files of the rendered demo corpus were damaged (see records/rejected.csv); '
+        raise UserError(f'{folder}: files of the rendered demo corpus are damaged (see records/rejected.csv); '
                         'remove the folder and try again')
       with _writing(folder):
         _write_json(folder / 'demo.json', settings)
@@ -96,7 +96,7 @@ def render(folder, *, seed: int = 0, train_clips: int = TRAIN_CLIPS, test_clips:
 
   The manifest has the columns file_name, caption, label ('flute,pipe': instrument and family) and split, with one row
   for each of a clip's captions. A clip's sound and words depend on the seed, its instrument, split and number only.
-  The work is done in `folder.partial`, renamed when it is complete: an existing `folder` is complete, and is kept.
+  It is rendered into `folder.partial`, which is renamed when complete: an existing `folder` is complete, and is kept.
 
   Raises:
     UserError: a package is missing, or the folder cannot be written.
@@ -140,7 +140,7 @@ def pitches(name: str, split: str) -> np.ndarray:
 
 
 def compose(name: str, split: str, rng: np.random.Generator):
-  """Draws what one clip plays -> (Sound, [(start seconds, end seconds, key, velocity)])."""
+  """Draws the notes of one clip -> (Sound, [(start seconds, end seconds, key, velocity)])."""
   keys = pitches(name, split)
   register = int(rng.integers(3))
   edges = np.linspace(keys[0], keys[-1] + 1, 4)
@@ -193,9 +193,9 @@ def _chord(keys, centre):
 
 
 class _Player:
-  """One instrument of the sound font, at a level at which its loudest single notes peak near a third of full scale.
+  """One instrument of the sound font, with its level set so that its loudest single notes peak near a third of full scale.
 
-  The font's own levels differ sevenfold between instruments: left so, 'softly' would mean the instrument.
+  The font's levels differ sevenfold between instruments, so without this 'softly' would depend on the instrument.
   """
 
   def __init__(self, font: pathlib.Path, name: str):
@@ -208,7 +208,7 @@ class _Player:
     self._gain = 0.33 / max(peaks)
 
   def play(self, notes) -> np.ndarray:
-    """[(start, end, key, velocity)] -> [S] float32, S = SECONDS * SAMPLE_RATE; what still sounds then is cut off."""
+    """[(start, end, key, velocity)] -> [S] float32, S = SECONDS * SAMPLE_RATE; notes that still sound then are cut off."""
     self._synth.sounds_off()
     self._synth.generate(SAMPLE_RATE // 2)  # lets the last clip's releases die away: clips don't depend on their order
     events = sorted([(end, 0, key, 0) for _, end, key, _ in notes] + [(start, 1, key, v) for start, _, key, v in notes])
@@ -277,7 +277,7 @@ def _alone(folder: pathlib.Path):
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / '.lock', 'w')
   with file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # let go by the system when the process ends, however it ends
+    fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends
     yield
 
 

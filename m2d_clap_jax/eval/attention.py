@@ -1,4 +1,4 @@
-"""What a model attends to: how much each block's [CLS] token takes from each patch of a clip.
+"""Attention of each block's [CLS] token to the patches of a clip.
 
 Alphabet: H heads, N patches, D width.
 """
@@ -15,7 +15,7 @@ from m2d_clap_jax.models import M2DCLAP
 def cls_attention(pipeline, wave, sample_rate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
   """The first chunk (6.08 s, for most models) of a clip -> (log-mel [F, T], attention [blocks, H, rows, columns]).
 
-  Attention is a share: over the patches of a head, what is missing to 1 goes to [CLS] itself.
+  The attention of a head over the patches and [CLS] itself sums to 1; the maps contain only the patches.
 
   Args:
     pipeline: `api.Pipeline`.

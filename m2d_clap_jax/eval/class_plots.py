@@ -1,13 +1,13 @@
-"""Figures of classes: confusions, similarities, scores, and where their clips lie."""
+"""Figures about classes: confusions, similarities, scores, and a map of their clips."""
 import numpy as np
 
 from m2d_clap_jax.eval import metrics, plots
 
-FEWEST_EMBEDDINGS = 5  # of a map
+FEWEST_EMBEDDINGS = 5  # in a map
 
 
 def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
-  """Counts [C, C] (true classes in rows) as the share of each row, with percentages written in if there is room."""
+  """Draws counts [C, C] (true classes in rows) as shares of each row, with percentages if there is room."""
   matrix = np.asarray(matrix, np.float64)
   shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   limit = max(1, shares.max(initial=0))
@@ -15,15 +15,15 @@ def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
 
 
 def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> None:
-  """Cosine similarities [rows, C]: audio (clips or class means) in rows, texts in columns; NaN rows stay grey. Other things
-  are compared with other `names` of rows and columns."""
+  """Draws cosine similarities [rows, C], by default of audio (clips or class means) in rows and texts in columns; NaN rows
+  stay grey. `names`: of rows and columns, if they are something else."""
   similarity = np.asarray(similarity, np.float64)
   limits = (np.nanmin(similarity), np.nanmax(similarity)) if np.isfinite(similarity).any() else (0, 1)
   _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', limits, '{:.2f}')
 
 
 def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy') -> None:
-  """A bar for each class, the best first; values [C] in 0..1, NaN (a class without clips) is left out."""
+  """Draws a bar for each class, the best first; values [C] in 0..1; NaN (a class without clips) is left out."""
   values = np.asarray(values, np.float64)
   order = [i for i in np.argsort(-np.nan_to_num(values, nan=-1), kind='stable') if np.isfinite(values[i])]
   fig = plots.figure(7, 1.5 + 0.2 * max(4, len(order)))
@@ -40,10 +40,10 @@ def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy
 
 
 def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> None:
-  """Features [n, D] of at most `most` clips in two dimensions (t-SNE), a mark for each class; labels [n] are numbers.
-  Nothing is drawn of fewer than FEWEST_EMBEDDINGS.
+  """Draws features [n, D] of at most `most` clips in two dimensions (t-SNE); labels [n] are class numbers. Draws
+  nothing for fewer than FEWEST_EMBEDDINGS clips.
 
-  Six colours in turn with several marks keep classes apart without relying on colour alone.
+  Six colours combined with several markers distinguish classes without relying on colour alone.
   """
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
@@ -71,8 +71,8 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
 
 
 def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str) -> dict[str, float]:
-  """Writes FOLDER/classes.png, bars of each class' accuracy or average precision, and with one label a clip also
-  FOLDER/confusion.png -> {class: that number}; NaN where a class has no clips.
+  """Writes FOLDER/classes.png, bars of each class's accuracy or average precision, and with one label per clip also
+  FOLDER/confusion.png -> {class: accuracy or average precision}; NaN for a class without clips.
 
   Args:
     targets, scores: [n, C].
@@ -106,7 +106,7 @@ def _map(values, rows, columns, path, title, row_name, column_name, scale_name, 
   image = ax.imshow(np.ma.masked_invalid(values), cmap=plots.SEQUENTIAL, vmin=limits[0], vmax=limits[1], aspect='auto',
                     interpolation='nearest')
   size = 9 if few else 8
-  every = max(1, round(0.15 / across))  # hundreds of classes: not every one is named
+  every = max(1, round(0.15 / across))  # with hundreds of classes, only some are named
   ax.set_xticks(column_at[::every], column_text[::every], rotation=45 if few else 90, fontsize=size,
                 **({'ha': 'right', 'rotation_mode': 'anchor'} if few else {}))
   every = max(1, round(0.15 / down))
@@ -126,6 +126,6 @@ def _map(values, rows, columns, path, title, row_name, column_name, scale_name, 
 
 
 def _label_runs(names):
-  """Clips sorted by class repeat its name: one label for each run of equal names, at its middle -> (places, labels)."""
+  """One label at the middle of each run of equal names, as in clips sorted by class -> (positions, labels)."""
   starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
   return [(a + b - 1) / 2 for a, b in zip(starts, starts[1:] + [len(names)])], [names[a] for a in starts]

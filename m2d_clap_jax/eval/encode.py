@@ -17,11 +17,11 @@ BATCH = 64
 class SplitEncoder:
   """`encoder(params, split)` -> (features [n, f * D], audio embeddings [n, E] or None, clips without their log-mels).
 
-  Each process reads only the clips of its own devices; all get the whole result, so that each can compute the same
-  scores.
+  Each process reads only the clips of its own devices, and all receive the whole result, so that each can compute the
+  same scores.
 
   Args:
-    progress: called with a word after each batch.
+    progress: called with a description after each batch.
   """
 
   def __init__(self, model: M2DCLAP, mesh, progress: Callable[[str], None]):

@@ -1,4 +1,4 @@
-"""Evaluations of a finished model on a task: linear, zero-shot and retrieval, each with its results in the workdir."""
+"""Evaluates a finished model on a task: linear, zero-shot and retrieval; results go to the workdir."""
 import sys
 
 import numpy as np
@@ -17,13 +17,13 @@ from m2d_clap_jax.workdir import own_workdir
 
 
 def run(config, workdir: str):
-  """Evaluates as `config` (see configs/linear.py, zeroshot.py, retrieval.py) says."""
+  """Evaluates a model according to `config` (see configs/linear.py, zeroshot.py, retrieval.py)."""
   settings = config.to_dict()
   bind(evaluate, settings, 'config', given=('workdir',))(workdir)
 
 
 def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: int, model: dict, protocol: dict):
-  """Every argument is a key of the configuration and explained there."""
+  """Every argument is a key of the configuration, which documents it."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   if not init:
     raise UserError('config.init is empty: name the model, a run, portable folder, .pth, .safetensors or released name')
@@ -31,11 +31,11 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
     raise UserError('config.data.root is empty: name the folder of the audio')
   if job == 'linear':
     protocol = {'protocol': Protocol.of(protocol, 'config.protocol')}
-  function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'found', 'pipeline', 'seed', 'folder'))
+  function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'extracted', 'pipeline', 'seed', 'folder'))
   data = dict(data)
   damaged = data.pop('damaged', 'fail')
   opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
-  if job != 'linear':  # of the training clips only the classes count
+  if job != 'linear':  # training clips only contribute classes
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
   with own_workdir(workdir) as folder:
     refuse_damaged(opened, missing_files(opened), folder, damaged)
@@ -43,29 +43,29 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
     report.refuse_other(folder, pipeline.fingerprint)
     check(job, opened, pipeline)
     whole = opened
-    opened, found = extract(pipeline, opened, folder / 'features', seed=seed)
-    refuse_damaged(whole, found.rejected, folder, damaged)
-    notice = check(job, opened, pipeline)  # again: what is left of the clips may lack a class
+    opened, extracted = extract(pipeline, opened, folder / 'features', seed=seed)
+    refuse_damaged(whole, extracted.rejected, folder, damaged)
+    notice = check(job, opened, pipeline)  # again, because the remaining clips may lack a class
     if notice:
       print(notice, file=sys.stderr)
-    print(summary(opened, found), file=sys.stderr)
-    result = function(opened, found, pipeline, seed, folder)
+    print(summary(opened, extracted), file=sys.stderr)
+    result = function(opened, extracted, pipeline, seed, folder)
     report.write(folder, {
         'job': job, 'task': task, 'metric': opened.metric, **result, 'settings': settings,
         'model': {'source': pipeline.weights.source, 'fingerprint': pipeline.fingerprint},
-        'clips': {'used': len(found.files), 'rejected': found.rejected}, 'notice': notice})
+        'clips': {'used': len(extracted.files), 'rejected': extracted.rejected}, 'notice': notice})
     print((folder / report.TABLE).read_text())
 
 
 def check(job: str, opened: Task, pipeline) -> str:
-  """Whether task and model fit the kind of evaluation; UserError says what is wrong. -> what else is to be told."""
+  """Raises UserError if task or model do not fit the kind of evaluation -> a notice for the user, or ''."""
   if job == 'linear':
     return check_classes(opened)
   if not test_clips(opened):
     raise UserError(f'{opened.name}: has no test clips')
   check_all_have(opened, 'captions' if job == 'retrieval' else 'labels')
   if job == 'zeroshot' and unnamed(opened):
-    raise UserError(f'{opened.name}: {unnamed(opened)!r} is no caption: give config.data.names=FILE, AudioSet\'s '
+    raise UserError(f'{opened.name}: {unnamed(opened)!r} is not a caption: give config.data.names=FILE, AudioSet\'s '
                     'class_labels_indices.csv, for the names of its labels')
   if pipeline.network.text_width is None:
     raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
@@ -73,7 +73,7 @@ def check(job: str, opened: Task, pipeline) -> str:
 
 
 def test_clips(opened: Task) -> list:
-  """Those of the test split, or of all folds together."""
+  """The clips of the test split, or of all folds together."""
   return [clip for clip in opened.clips if opened.folds or clip.split == 'test']
 
 
@@ -82,8 +82,8 @@ def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | 
   return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None, whole=whole)
 
 
-def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:
-  """The paper's linear evaluation: a layer for each fold and run, run by run the mean over the folds."""
+def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:
+  """The paper's linear evaluation: one layer per fold and run; each run's score is the mean over the folds."""
   del pipeline
   targets = opened.targets(opened.clips)
   number = {clip.file: i for i, clip in enumerate(opened.clips)}
@@ -92,7 +92,7 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protoc
              for name, clips in opened.splits(fold).items()} for fold in folds]
   problems = linear_protocol.problems_of(targets, splits, protocol.runs, seed)
   progress = Progress('epochs')
-  outcomes = linear_protocol.run(found.features, targets, problems, seed=seed, multi_label=opened.multi_label,
+  outcomes = linear_protocol.run(extracted.features, targets, problems, seed=seed, multi_label=opened.multi_label,
                                  protocol=protocol, progress=progress)
   progress.close()
   scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), protocol.runs)
@@ -102,21 +102,21 @@ def linear(opened: Task, found: Features, pipeline, seed: int, folder, *, protoc
       folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
       np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
       title=f'{opened.name}, linear, first run')
-  class_plots.embedding_map(found.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
+  class_plots.embedding_map(extracted.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
   return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
                                                           for fold, row in zip(folds, scores)],
           'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
 
 
-def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, templates: tuple = ()) -> dict:
-  """Zero-shot classification of the test clips; those of all folds together, scored once.
+def zero_shot(opened: Task, extracted: Features, pipeline, seed: int, folder, *, templates: tuple = ()) -> dict:
+  """Zero-shot classification of the test clips; those of all folds are scored together.
 
-  templates: captions for each label, averaged; without them the task's own captions.
+  templates: captions for each label, averaged; without them the task's captions.
   """
   del seed
   clips = test_clips(opened)
-  _, audio = found.of(clips)
+  _, audio = extracted.of(clips)
   text = (pipeline.encode_labels(opened.names, templates) if templates
           else pipeline.encode_labels(opened.captions, '{}'))
   targets = opened.targets(clips)
@@ -130,11 +130,11 @@ def zero_shot(opened: Task, found: Features, pipeline, seed: int, folder, *, tem
   return {'score': result['accuracy'], 'chance': result['chance'], 'per_class': per_class}
 
 
-def retrieval(opened: Task, found: Features, pipeline, seed: int, folder) -> dict:
-  """Audio to text and text to audio over the whole test clips, each with all its captions."""
+def retrieval(opened: Task, extracted: Features, pipeline, seed: int, folder) -> dict:
+  """Audio-to-text and text-to-audio retrieval over whole test clips, each with all its captions."""
   del seed, folder
   clips = test_clips(opened)
-  _, audio = found.of(clips)
+  _, audio = extracted.of(clips)
   captions = [(i, text) for i, clip in enumerate(clips) for text in clip.captions]
   text = pipeline.encode_text([caption for _, caption in captions])
   similarity = normalise(audio) @ normalise(text).T

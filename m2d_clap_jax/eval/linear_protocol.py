@@ -2,10 +2,10 @@
 
 Alphabet: R problems (folds x runs) side by side, n clips, D features, C classes.
 
-Features are standardised by the training clips' mean and deviation, those included that are then drawn for validation.
-Adam (0.9, 0.999) with L2 in the gradient and a constant learning rate, early stopping by the validation score, where a
-tie takes the later epoch. Cross-entropy is averaged over batch x classes, as there; binary cross-entropy with several
-labels a clip.
+Features are standardised by the training clips' mean and deviation, including those then drawn for validation.
+Adam (0.9, 0.999) with L2 in the gradient and a constant learning rate; early stopping by the validation score, where the
+later epoch wins a tie. Cross-entropy is averaged over batch x classes, as in EVAR; binary cross-entropy for clips with
+several labels.
 """
 import functools
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ import optax
 from m2d_clap_jax.eval import metrics
 from m2d_clap_jax.options import at_least_one, bind
 
-SEED = 42  # of the first run; the next ones count on
+SEED = 42  # of the first run; the following runs use 43, 44, ...
 VALID_SHARE = 0.1  # of the training clips, where a task has no validation split
 MOST_DRAWS = 100
 
 
 class Protocol(NamedTuple):
-  """The paper's settings, for all who run it. learning_rate: constant; weight_decay: added to the gradient, as torch's
-  Adam has it; batch_size: at most, a problem of fewer clips is one batch; patience: epochs without a score as good as
-  the best before a run is stopped."""
+  """The paper's settings by default. learning_rate: constant; weight_decay: added to the gradient, as in torch's
+  Adam; batch_size: maximum, fewer clips make a single batch; patience: epochs without a score as good as the best
+  after which a run stops."""
   runs: int = 3
   learning_rate: float = 3e-5
   weight_decay: float = 1e-8
@@ -37,7 +37,7 @@ class Protocol(NamedTuple):
 
   @classmethod
   def of(cls, options: Mapping, where: str) -> 'Protocol':
-    """Out of a configuration; UserError for unknown keys and numbers below 1. where: as in `bind`."""
+    """Makes one from a configuration; UserError for unknown keys and numbers below 1. where: as in `bind`."""
     protocol = bind(cls, options, where)()
     at_least_one(where, runs=protocol.runs, batch_size=protocol.batch_size, max_epochs=protocol.max_epochs,
                  patience=protocol.patience)
@@ -47,7 +47,8 @@ class Protocol(NamedTuple):
 class Problem(NamedTuple):
   """Numbers of the clips of one fold and run: ints [n] into the features that all problems share.
 
-  drawn: the valid ones were drawn from the training clips, whose features they help to standardise; run: counts from 0.
+  drawn: whether the validation clips were drawn from the training clips, so that they count in the standardisation;
+  run: from 0.
   """
   train: np.ndarray
   valid: np.ndarray
@@ -61,8 +62,8 @@ class Problem(NamedTuple):
     return np.concatenate([self.train, self.valid]) if self.drawn else self.train
 
 
-class Own(NamedTuple):
-  """What differs between problems: training clips [n], of which the first `count` are real, and their scaler [D]."""
+class ProblemData(NamedTuple):
+  """The data of one problem: training clips [n], of which the first `count` are real, and their scaler [D]."""
   train: jax.Array
   count: jax.Array
   mean: jax.Array
@@ -70,8 +71,8 @@ class Own(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Of one problem. scores: logits of the test clips [n, C]; epochs: how many were run; best_epoch: that counts; kernel
-  [D, C] and bias [C]: of the layer that stands on features less `mean`, divided by `deviation`, both [D]."""
+  """Result of one problem. scores: logits of the test clips [n, C]; epochs: number run; best_epoch: the one evaluated;
+  kernel [D, C] and bias [C]: of the layer, on features minus `mean`, divided by `deviation`, both [D]."""
   test_score: float
   valid_score: float
   scores: np.ndarray
@@ -93,7 +94,7 @@ def scaler(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Numbers of (training, validation) clips: a tenth for validation, redrawn until that tenth has every class.
 
-  Of MOST_DRAWS draws in vain, as with more classes than the tenth has clips, the last one counts.
+  After MOST_DRAWS failed draws, as with more classes than the tenth has clips, the last one is used.
   """
   size = max(1, round(VALID_SHARE * len(y)))
   present = y.any(axis=0)
@@ -108,7 +109,7 @@ def split_off_valid(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 def problems_of(targets: np.ndarray, splits: list[dict[str, np.ndarray]], runs: int, seed: int) -> list[Problem]:
   """`runs` problems of each split or fold in turn, {'train', 'valid', 'test'}: rows of `targets`.
 
-  Where the valid rows are none, each run draws its own from the training rows, with the seed that it is trained with.
+  Without validation rows, each run draws its own from the training rows, with the seed it is trained with.
   """
   out = []
   for rows in splits:
@@ -121,7 +122,7 @@ def problems_of(targets: np.ndarray, splits: list[dict[str, np.ndarray]], runs: 
 
 
 def loss(params, x, y, weights, *, multi_label: bool):
-  """Mean over the clips that count (weights [n]) and all classes."""
+  """Mean over clips (weights [n], 0 for padding) and classes."""
   logits = x @ params['kernel'].T + params['bias']
   if multi_label:
     each = optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
@@ -131,40 +132,40 @@ def loss(params, x, y, weights, *, multi_label: bool):
 
 
 def initial(key, features: int, classes: int):
-  """Uniform in +-1 / sqrt(D), as torch.nn.Linear's. The kernel is [C, D]: its gradient is so made twice as fast on CPU."""
+  """Uniform in +-1 / sqrt(D), as torch.nn.Linear. The kernel is [C, D], which makes its gradient twice as fast on CPU."""
   bound = features ** -0.5
   kernel, bias = jax.random.split(key)
   return {'kernel': jax.random.uniform(kernel, (classes, features), minval=-bound, maxval=bound),
           'bias': jax.random.uniform(bias, (classes,), minval=-bound, maxval=bound)}
 
 
-def one_epoch(state, keys, owns: Own, x, y, *, tx, batch: int, ragged: bool, together: int, multi_label: bool):
-  """All batches of a shuffled epoch over each problem's training clips; the last batch may be smaller.
+def one_epoch(state, keys, data: ProblemData, x, y, *, tx, batch: int, ragged: bool, together: int, multi_label: bool):
+  """Runs all batches of a shuffled epoch over each problem's training clips; the last batch may be smaller.
 
   Args:
     state: (parameters, optimizer state), R of each.
     ragged: some problems have fewer batches than others.
-    together: how many problems' gradients are computed at a time; all on an accelerator, one where a batch of features
-      had better stay in a processor's cache.
+    together: how many problems' gradients are computed at a time: all on an accelerator, one on a CPU, where a batch of
+      features should stay in the cache.
   """
-  most = owns.train.shape[1]
+  most = data.train.shape[1]
   steps = -(-most // batch)
-  order = jax.vmap(functools.partial(shuffled, padding=steps * batch - most))(keys, owns.train, owns.count)
+  order = jax.vmap(functools.partial(shuffled, padding=steps * batch - most))(keys, data.train, data.count)
 
   def gradient(args):
-    i, rows, params, own = args
-    weights = (i * batch + jnp.arange(batch) < own.count).astype(jnp.float32)
-    return jax.grad(loss)(params, (x[rows] - own.mean) / own.deviation, y[rows], weights, multi_label=multi_label)
+    i, rows, params, problem = args
+    weights = (i * batch + jnp.arange(batch) < problem.count).astype(jnp.float32)
+    return jax.grad(loss)(params, (x[rows] - problem.mean) / problem.deviation, y[rows], weights, multi_label=multi_label)
 
   def step(state, i):
     params, opt_state = state
     rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch, axis=1)
-    args = jnp.full(len(order), i), rows, params, owns
+    args = jnp.full(len(order), i), rows, params, data
     grads = jax.lax.map(gradient, args, batch_size=together)
     updates, after = jax.vmap(tx.update)(grads, opt_state, params)
     moved = optax.apply_updates(params, updates), after
-    # A batch beyond a problem's clips is no batch: nothing moves, not even Adam's moments.
-    return chosen(i * batch < owns.count, moved, state) if ragged else moved, None
+    # A batch beyond a problem's clips is empty: nothing changes, not even Adam's moments.
+    return select(i * batch < data.count, moved, state) if ragged else moved, None
   return jax.lax.scan(step, state, jnp.arange(steps))[0]
 
 
@@ -174,24 +175,24 @@ def shuffled(key, rows, count, *, padding: int):
   return jnp.pad(rows[jnp.argsort(noise)], (0, padding))
 
 
-def chosen(which, new, old):
-  """Of two stacked trees, the new one's rows where `which` [R] says so."""
-  return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+def select(mask, new, old):
+  """Rows of the stacked tree `new` where `mask` [R] is true, else of `old`."""
+  return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
-def logits_of(params, owns: Own, rows, x):
-  """Logits [R, n, C] of clips `rows` [R, n], one problem after the other: all their features would not fit."""
+def logits_of(params, data: ProblemData, rows, x):
+  """Logits [R, n, C] of clips `rows` [R, n], one problem at a time, since the features of all would not fit in memory."""
   def one(args):
-    params, own, rows = args
-    return (x[rows] - own.mean) / own.deviation @ params['kernel'].T + params['bias']
-  return jax.lax.map(one, (params, owns, rows))
+    params, problem, rows = args
+    return (x[rows] - problem.mean) / problem.deviation @ params['kernel'].T + params['bias']
+  return jax.lax.map(one, (params, data, rows))
 
 
 def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, seed: int = SEED, multi_label: bool = False,
         protocol: Protocol = Protocol(), progress=None) -> list[Outcome]:
-  """Trains a linear layer on each problem, side by side -> one Outcome each.
+  """Trains a linear layer on each problem, in parallel -> one Outcome each.
 
-  A problem's result is that of training it alone, up to rounding. Problems may differ in their numbers of clips.
+  Each result equals that of training the problem alone, up to rounding. Problems may have different numbers of clips.
 
   Args:
     features, targets: [N, D] and multi-hot [N, C] of all clips.
@@ -200,27 +201,27 @@ def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, s
   """
   tx = optax.chain(optax.add_decayed_weights(protocol.weight_decay), optax.adam(protocol.learning_rate))
   scalers = [scaler(features[p.scaled_by]) for p in problems]
-  owns = Own(_stacked([p.train for p in problems]), np.array([len(p.train) for p in problems]),
+  data = ProblemData(_stacked([p.train for p in problems]), np.array([len(p.train) for p in problems]),
              np.stack([mean for mean, _ in scalers]), np.stack([deviation for _, deviation in scalers]))
-  batch = min(protocol.batch_size, int(owns.count.max()))
+  batch = min(protocol.batch_size, int(data.count.max()))
   x, y = jnp.asarray(features, jnp.float32), jnp.asarray(targets, jnp.float32)
   keys = jax.vmap(jax.random.key)(seed + np.array([p.run for p in problems]))
   params = jax.vmap(lambda key: initial(key, x.shape[1], y.shape[1]))(keys)
   state = params, jax.vmap(tx.init)(params)
   epoch_of = jax.jit(functools.partial(
-      one_epoch, tx=tx, batch=batch, ragged=len(set(-(-owns.count // batch))) > 1, multi_label=multi_label,
+      one_epoch, tx=tx, batch=batch, ragged=len(set(-(-data.count // batch))) > 1, multi_label=multi_label,
       together=1 if jax.default_backend() == 'cpu' else len(problems)))
   logits = jax.jit(logits_of)
 
   def scored(params, name):
     rows = [getattr(problem, name) for problem in problems]
-    found = np.asarray(logits(params, owns, _stacked(rows), x))
-    return [values[:len(own)] for values, own in zip(found, rows)]
+    scores = np.asarray(logits(params, data, _stacked(rows), x))
+    return [values[:len(kept)] for values, kept in zip(scores, rows)]
 
   best, best_params = [(-1.0, 0)] * len(problems), params
   running, ended = np.ones(len(problems), bool), np.zeros(len(problems), int)
   for epoch in range(1, protocol.max_epochs + 1):
-    state = epoch_of(state, jax.vmap(jax.random.fold_in, (0, None))(keys, epoch), owns, x, y)
+    state = epoch_of(state, jax.vmap(jax.random.fold_in, (0, None))(keys, epoch), data, x, y)
     better = np.zeros(len(problems), bool)
     for i, values in enumerate(scored(state[0], 'valid')):
       if not running[i]:
@@ -229,7 +230,7 @@ def run(features: np.ndarray, targets: np.ndarray, problems: list[Problem], *, s
       if score >= best[i][0]:
         best[i], better[i] = (score, epoch), True
       running[i] = epoch - best[i][1] < protocol.patience
-    best_params = chosen(better, state[0], best_params)
+    best_params = select(better, state[0], best_params)
     if progress:
       progress(epoch, protocol.max_epochs)
     if not running.any():
@@ -258,6 +259,6 @@ def mean_and_interval(values) -> tuple[float, float]:
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-  """[n_i, ...] each -> [R, max n, ...], filled up with zeros."""
+  """R arrays [n_i, ...] -> [R, max n, ...], padded with zeros."""
   most = max(len(array) for array in arrays)
   return np.stack([np.pad(array, ((0, most - len(array)), *[(0, 0)] * (array.ndim - 1))) for array in arrays])

@@ -1,4 +1,4 @@
-"""A linear probe that needs no tuning: what a logistic regression reads from frozen features."""
+"""A linear probe without tuning: logistic regression on frozen features."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def logistic_probe(train_x, train_y, test_x, test_y, C: float = 0.01, max_iter: 
   from sklearn.linear_model import LogisticRegression
   from sklearn.preprocessing import StandardScaler
 
-  # A feature that never changes comes out as zeros, not NaN: the scaler divides by 1 where the deviation is 0.
+  # A constant feature becomes zeros, not NaN: the scaler divides by 1 where the deviation is 0.
   scaler = StandardScaler().fit(np.asarray(train_x, np.float64))
   model = LogisticRegression(C=C, max_iter=max_iter)
   train_x = scaler.transform(np.asarray(train_x, np.float64))

@@ -1,4 +1,4 @@
-"""What models are scored by: accuracy, average precision, retrieval, zero-shot classification, health of features."""
+"""Metrics: accuracy, average precision, retrieval, zero-shot classification, health of features."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
 
 
 def per_class_accuracy(matrix) -> np.ndarray:
-  """Recall of each class from a confusion matrix -> [C]; NaN for a class that has no clips."""
+  """Recall of each class from a confusion matrix -> [C]; NaN for a class without clips."""
   matrix = np.asarray(matrix, np.float64)
   totals = matrix.sum(axis=1)
   return np.divide(np.diag(matrix), totals, out=np.full(len(matrix), np.nan), where=totals > 0)
@@ -36,7 +36,7 @@ def average_precision(targets, scores) -> np.ndarray:
   if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
     raise ValueError(f'targets {targets.shape} and scores {scores.shape} must both be [clips, classes], and not empty')
   if not np.isfinite(scores).all():
-    raise ValueError('scores hold NaN or infinity: no ranking can be made of them')
+    raise ValueError('scores contain NaN or infinity and cannot be ranked')
   return np.array([average_precision_score(t, s) if t.any() else 0.0 for t, s in zip(targets.T, scores.T)])
 
 
@@ -48,7 +48,7 @@ def mean_average_precision(targets, scores) -> float:
 def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:
   """Ranks, from 1, of the relevant items of each query, ascending -> one array a query.
 
-  Of equally similar items the relevant ones are counted last: a model that finds everything alike scores nothing.
+  Among equally similar items the relevant ones are ranked last, so that constant similarities score nothing.
 
   Args:
     similarity: [queries, items].
@@ -58,7 +58,7 @@ def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:
   if similarity.shape != relevant.shape or not relevant.any(axis=1).all():
     raise ValueError(f'similarity {similarity.shape} and relevant {relevant.shape} must be equal in shape, '
                      'with something relevant in every row')
-  order = np.lexsort((relevant, -similarity), axis=1)  # by falling similarity, then irrelevant before relevant
+  order = np.lexsort((relevant, -similarity), axis=1)  # by decreasing similarity, then irrelevant before relevant
   return [np.flatnonzero(row) + 1 for row in np.take_along_axis(relevant, order, axis=1)]
 
 
@@ -96,7 +96,7 @@ def zeroshot(audio_embeddings, text_embeddings, labels) -> dict:
     labels: [n] int, the true classes.
 
   Returns:
-    accuracy and chance (1 / C) in 0..1; per_class [C] (NaN where a class has no clips); predictions [n];
+    accuracy and chance (1 / C) in 0..1; per_class [C] (NaN for a class without clips); predictions [n];
     confusion [C, C] counts, true classes in rows; similarity [n, C] cosines; class_similarity [C, C], their mean over
     the clips of each true class.
 
@@ -139,7 +139,7 @@ def _class_means(similarity, labels, num_classes):
 def effective_rank(features, eps: float = 1e-7) -> float:
   """RankMe (Garrido et al., 2023, equation 1): exp of the entropy of the normalised singular values.
 
-  Between 1 (all features on one line) and min(n, D) (all directions alike). As there, the features are not centred.
+  Between 1 (all features on one line) and min(n, D) (isotropic). As in the paper, features are not centred.
 
   Args:
     features: [n, D]; a few thousand rows, and more rows than D, give a stable figure.
@@ -160,12 +160,12 @@ def mean_cosine(features) -> float:
   if len(x) < 2:
     raise ValueError('the cosine of pairs needs at least two rows')
   unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  # The sum over all pairs is |sum of unit rows|^2, of which the rows with themselves are the squared norms.
+  # The sum over all pairs is |sum of unit rows|^2, including each row with itself, which gives its squared norm.
   return float((np.sum(unit.sum(axis=0) ** 2) - np.sum(unit ** 2)) / (len(x) * (len(x) - 1)))
 
 
 def statistics(features) -> dict:
-  """[n, D] -> {'effective_rank', 'std', 'cosine'}; a single clip has no pairs, so no cosine."""
+  """[n, D] -> {'effective_rank', 'std', 'cosine'}; no cosine for a single clip, which has no pairs."""
   found = {'effective_rank': effective_rank(features), 'std': std(features)}
   return found | ({'cosine': mean_cosine(features)} if len(features) > 1 else {})
 

@@ -11,12 +11,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from m2d_clap_jax import paths
 
-# Okabe and Ito's palette: told apart with any colour vision. Black is kept for text.
+# Okabe and Ito's palette: distinguishable with any colour vision. Black is kept for text.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-SEQUENTIAL = 'Blues'  # one hue, so lightness alone tells the values, on paper too
+SEQUENTIAL = 'Blues'  # one hue, so lightness alone encodes the values, on paper too
 HIDDEN = '#E6E6E6'
 
-# The panels of `loss_curves`. A curve goes to the first that finds its pattern in the name: (title, pattern, log scale)
+# Panels of `loss_curves`: (title, pattern, log scale). A curve goes to the first panel whose pattern matches its name.
 _PANELS = (
   ('Loss', r'loss', False),
   ('Norms', r'norm', True),
@@ -30,11 +30,11 @@ _PANELS = (
 
 
 def loss_curves(history: dict, path) -> None:
-  """Training curves by step, one panel for each kind of quantity.
+  """Draws training curves by step, one panel per kind of quantity.
 
   Args:
     history: name -> (steps [n], values [n]). Names as logged ('train/loss_m2d', 'grad_norm', 'learning_rate',
-      'ema_decay', 'logit_scale', 'retrieval_audio_to_text', ...); those that fit no panel are left out.
+      'ema_decay', 'logit_scale', 'retrieval_audio_to_text', ...); those that match no panel are left out.
     path: the PNG file to write.
 
   Raises:
@@ -74,7 +74,7 @@ def _curve(ax, steps, values, colour, label):
     ax.plot(steps, values, color=colour, linewidth=1.5, label=label, marker='o' if len(values) < 20 else None,
             markersize=3)
     return
-  # A long noisy curve: the values themselves lightly, and their running mean over 2% of the run.
+  # A long noisy curve: the values in a light colour, and their running mean over 2% of the run.
   ax.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
   means = np.convolve(values, np.ones(window) / window, mode='valid')
   ax.plot(steps[window // 2:window // 2 + len(means)], means, color=colour, linewidth=1.6, label=label)
@@ -86,13 +86,13 @@ def _spread(values):
 
 
 def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=(), frame_seconds: float = 0.01) -> None:
-  """One clip as the model meets it: the log-mel above, and below what the online encoder sees of it.
+  """Draws one clip as the model sees it: the log-mel above, and the patches visible to the online encoder below.
 
   Args:
     logmel: [F, T]; frames beyond the grid are not shown.
     mask: [N], 1 where the patch is masked; patch index = f * grid[1] + t.
     grid: (rows in frequency, columns in time). patch: (mel bins, frames).
-    captions: drawn under the title, one a line.
+    captions: drawn under the title, one per line.
     frame_seconds: the hop, for the time axis.
   """
   height, width = grid[0] * patch[0], grid[1] * patch[1]
@@ -112,7 +112,7 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
                       extent=(0, logmel.shape[1] * frame_seconds, 0, logmel.shape[0]))
     ax.set_ylabel('mel bin')
     ax.spines[:].set_visible(False)
-  if grid[1] <= 80:  # narrower patches would drown in their outlines
+  if grid[1] <= 80:  # outlines would cover narrower patches
     for x in np.arange(patch[1], logmel.shape[1], patch[1]):
       ax.axvline(x * frame_seconds, color='white', linewidth=0.4)
   for y in np.arange(patch[0], logmel.shape[0], patch[0]):
@@ -124,7 +124,7 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
 
 
 def log_mel(logmel, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
-  """One clip [F, T]."""
+  """Draws one log-mel [F, T]."""
   logmel = np.asarray(logmel, np.float64)
   fig = figure(8, 3)
   ax = axes(fig, 1, 1, 1, title)
@@ -139,7 +139,7 @@ def log_mel(logmel, path, *, title: str = '', frame_seconds: float = 0.01) -> No
 
 
 def compared_curves(histories: dict[str, dict], path) -> None:
-  """Training curves of several runs: a panel for each quantity of `loss_curves` that any run has, a line for each run.
+  """Draws training curves of several runs: one panel per quantity of `loss_curves`, one line per run.
 
   Args:
     histories: run -> history as in `loss_curves`.
@@ -167,11 +167,11 @@ def compared_curves(histories: dict[str, dict], path) -> None:
 
 
 def attention_maps(logmel, maps: dict, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
-  """A clip and what is attended to in it.
+  """Draws a clip and the attention over its patches.
 
   Args:
     logmel: [F, T].
-    maps: title -> [rows, columns], shares of a grid of patches, lowest frequencies first.
+    maps: title -> [rows, columns], attention shares of a grid of patches, lowest frequencies first.
   """
   logmel = np.asarray(logmel, np.float64)
   seconds, bins = logmel.shape[1] * frame_seconds, logmel.shape[0]
@@ -192,9 +192,9 @@ def attention_maps(logmel, maps: dict, path, *, title: str = '', frame_seconds: 
 
 
 def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:
-  """How quantities grow: a panel for each thing that is changed, {panel: {quantity: {x: value}}}, logarithmic axes.
+  """Draws how quantities grow: one panel per varied parameter, {panel: {quantity: {x: value}}}, logarithmic axes.
 
-  Every quantity is drawn as a multiple of its first value; the dashed line is what grows in proportion to x.
+  Every quantity is drawn as a multiple of its first value; the dashed line is proportional to x.
   """
   fig = figure(4.6 * len(panels), 3.6)
   for i, (what, quantities) in enumerate(panels.items()):
@@ -216,14 +216,14 @@ def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:
 
 
 def figure(width, height):
-  """A figure of so many inches."""
+  """A figure of the given size in inches."""
   fig = Figure(figsize=(width, height), dpi=120, layout='constrained', facecolor='white')
   FigureCanvasAgg(fig)
   return fig
 
 
 def axes(fig, rows, columns, index, title):
-  """Axes in the style of all figures here; the others as `Figure.add_subplot`."""
+  """Axes in the common style; further arguments as for `Figure.add_subplot`."""
   ax = fig.add_subplot(rows, columns, index)
   ax.set_title(title, fontsize=11)
   ax.spines[['top', 'right']].set_visible(False)
@@ -236,7 +236,7 @@ def _cycle(n):
 
 
 def save(fig, path):
-  """Writes a PNG file, whole or not at all."""
+  """Writes a PNG file atomically."""
   buffer = io.BytesIO()
   fig.savefig(buffer, format='png')
   paths.write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Results of evaluations: a file for programs, and tables beside the paper's numbers for people."""
+"""Results of evaluations: a JSON file, and Markdown tables beside the paper's numbers."""
 import importlib.metadata
 import json
 import math
@@ -15,9 +15,9 @@ TITLES = {'linear': 'Linear evaluation', 'finetune': 'Fine-tuning', 'zeroshot': 
 
 
 def write(folder, result: dict):
-  """Writes results.json and results.md; `result` has job, task, metric, score in 0..1 and whatever else was found.
+  """Writes results.json and results.md; `result` has job, task, metric, score in 0..1 and any further values.
 
-  A score that is not finite is written as null.
+  A non-finite score is written as null.
   """
   folder = as_path(folder)
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -28,19 +28,20 @@ def write(folder, result: dict):
 
 
 def refuse_other(folder, fingerprint: str):
-  """Keeps the results of another model from being overwritten; those of the same model are made again."""
+  """Raises UserError instead of overwriting the results of another model; those of the same model are replaced."""
   path = as_path(folder) / RESULTS
   try:
     before = json.loads(path.read_text())['model']
     other, source = before['fingerprint'] != fingerprint, before['source']
   except (OSError, ValueError, KeyError, TypeError):
-    return  # none, or none that anyone can use
+    return  # no results, or unusable ones
   if other:
-    raise UserError(f'{path}: are the results of another model, {source}: choose another --workdir, or delete the file')
+    raise UserError(f'{path}: contains the results of another model, {source}: choose another --workdir, or delete the '
+                    'file')
 
 
 def merge(folders) -> str:
-  """The paper's tables out of the results in several folders, each searched with its sub-folders -> Markdown.
+  """Collects the results in several folders and their sub-folders into the paper's tables -> Markdown.
 
   Raises:
     UserError: a folder without results, or results that cannot be read.
@@ -49,13 +50,13 @@ def merge(folders) -> str:
   for folder in map(as_path, folders):
     found = [folder / name for name in files_under(folder) if os.path.basename(name) == RESULTS]
     if not found:
-      raise UserError(f'{folder}: holds no {RESULTS}; name the --workdir of a finished evaluation')
+      raise UserError(f'{folder}: contains no {RESULTS}; name the --workdir of a finished evaluation')
     for path in found:
       try:
         content = json.loads(path.read_text())
         results.append({**content, 'score': float(content['score']), 'job': content['job'], 'task': content['task']})
       except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: is no result of an evaluation ({error}); run that again') from None
+        raise UserError(f'{path}: is not a result of an evaluation ({error}); run the evaluation again') from None
   return tables(results)
 
 
@@ -63,10 +64,10 @@ def tables(results: list[dict]) -> str:
   """One table for each kind of evaluation, in the paper's order of tasks, and the mean over its tasks."""
   parts = []
   for job, title in TITLES.items():
-    own = sorted((result for result in results if result['job'] == job), key=_order)
-    if not own:
+    selected = sorted((result for result in results if result['job'] == job), key=_order)
+    if not selected:
       continue
-    parts.append(f'## {title}\n\n{retrieval_table(own) if job == "retrieval" else score_table(own)}')
+    parts.append(f'## {title}\n\n{retrieval_table(selected) if job == "retrieval" else score_table(selected)}')
   return '\n\n'.join(parts) + '\n'
 
 

@@ -1,4 +1,4 @@
-"""Models: plain Flax modules; nothing here knows of configurations, data or files."""
+"""Models: plain Flax modules, independent of configurations, data and files."""
 from m2d_clap_jax.models.m2d_clap import M2DCLAP, SIZES
 
 __all__ = ['M2DCLAP', 'SIZES']

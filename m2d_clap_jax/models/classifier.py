@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.models.m2d_clap import M2DCLAP
-from m2d_clap_jax.models.masking import take
 from m2d_clap_jax.models.posemb import sincos_2d
 
 EPSILON = 1e-5
-MOMENTUM = 0.1  # share of a batch in the running statistics
+MOMENTUM = 0.1  # weight of a batch in the running statistics
 
 
 class BatchNorm(nn.Module):
   """Batch normalisation of features [B, H] without scale and offset, as torch.nn.BatchNorm1d(affine=False).
 
-  Over a batch that is divided over devices the statistics are those of the whole batch. Running ones are kept in
+  The statistics are those of the whole batch, also if it is divided over devices. Running statistics are kept in
   'batch_stats': mean [H] and var [H], unbiased.
   """
 
@@ -44,10 +43,10 @@ class Classifier(nn.Module):
   {'head_norm': {mean, var}}, and 'tables' {'network': {'pos_embed'}}, see `position_table`.
 
   Attributes:
-    pretrained: the encoder's model. Its norm_stats are not used here: log-mels come standardised.
+    pretrained: the encoder's model. Its norm_stats are not used here: log-mels are already standardised.
     num_classes: C.
-    flat: the head gets the mean patch (H = D), as structured patchout needs it, instead of the mean frame with the
-      embeddings of a time column's patches side by side (H = F / PF * D).
+    flat: the head's input is the mean patch (H = D), as structured patchout requires, instead of the mean frame with
+      the embeddings of a time column's patches side by side (H = F / PF * D).
   """
   pretrained: M2DCLAP
   num_classes: int
@@ -67,26 +66,23 @@ class Classifier(nn.Module):
     return self.head(self.head_norm(self.features(logmel, keep), train))
 
   def features(self, logmel: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-    """What the head gets, before the batch norm: [B, H], float32."""
+    """-> the head's input, before the batch norm: [B, H], float32."""
     if keep is not None and not self.flat:
       raise ValueError('without whole time columns there are no frames: structured patchout needs flat=True')
-    tokens, _ = self.network.embed(logmel)
-    if keep is not None:
-      tokens = jnp.concatenate([tokens[:, :1], take(tokens[:, 1:], keep)], axis=1)
-    z = self.network.encoder(tokens)[:, 1:].astype(jnp.float32)
+    z = self.network.encode(logmel, keep=keep)
     return jnp.mean(z if self.flat else self.network.frames(z), axis=1)
 
 
 def position_table(network: M2DCLAP, columns: int, table: np.ndarray | None = None) -> np.ndarray:
-  """The position table of a pre-trained model, for inputs of another length -> [1, 1 + rows * columns, D].
+  """The position table of a pre-trained model, adapted to inputs of another length -> [1, 1 + rows * columns, D].
 
-  Cut where the input is shorter; stretched in time by bicubic interpolation where it is longer, so that no position is
-  beyond those that the encoder has learned. The interpolation is timm's, torch's with antialias=True: also where a table
-  grows it is another one than without, of Keys' kernel with a = -0.5 instead of -0.75.
+  Cropped for a shorter input; stretched in time by bicubic interpolation for a longer one, so that no position is
+  beyond those that the encoder has learned. The interpolation is timm's, that is torch's with antialias=True, which
+  differs also when it enlarges a table: Keys' kernel with a = -0.5 instead of -0.75.
 
   Args:
     columns: patches of the new input along time.
-    table: [1, 1 + N, D] that came with the weights; None: sin-cos.
+    table: [1, 1 + N, D] stored with the weights; None: sin-cos.
   """
   rows, trained = network.grid
   table = sincos_2d(network.width, network.grid)[None] if table is None else np.asarray(table, np.float32)

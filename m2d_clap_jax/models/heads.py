@@ -21,9 +21,9 @@ class ProjectionMlp(nn.Module):
 
 
 class SemanticProjector(nn.Module):
-  """A learned token that attends to the patches through transformer blocks of one head: the 2025 models' projector.
+  """A learned token that attends to the patches through transformer blocks with one head: the 2025 models' projector.
 
-  Called with patch embeddings [B, N, D] and which of them are real, bool [B, N]; returns [B, D]. The authors' have an MLP
+  Maps patch embeddings [B, N, D] and a mask of the real ones, bool [B, N], to [B, D]. The authors' models have an MLP
   ratio of 1 with one or two blocks and of 2 with three or four (arXiv 2503.22104 and its code).
   """
   width: int

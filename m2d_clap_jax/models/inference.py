@@ -1,4 +1,4 @@
-"""What inference runs on the device: pure functions of variables and log-mels, to be compiled.
+"""Inference on the device: pure functions of variables and log-mels, to be compiled.
 
 Alphabet: B clips, F mel bins, T time columns (patches), PT frames of a patch, D width of the encoder, E embedding, L layers.
 """
@@ -20,7 +20,7 @@ def columns(variables, logmel, real, *, network: M2DCLAP, layers: tuple[int, ...
     valid = valid_patches(real, grid)
     if not layers:
       return network.frames(jnp.asarray(network.apply(variables, logmel, valid, method='encode')))
-    # Blocks that are scanned over, or computed again, are no modules of their own whose outputs could be had.
+    # Outputs cannot be captured from blocks that are scanned or rematerialised: these are not separate modules.
     _, kept = network.clone(scan=False, remat=False).apply(
         variables, logmel, valid, method='encode', mutable=['intermediates'],
         capture_intermediates=lambda module, _: isinstance(module, Block))
@@ -30,7 +30,7 @@ def columns(variables, logmel, real, *, network: M2DCLAP, layers: tuple[int, ...
 
 
 def pooled(variables, logmel, real, *, network: M2DCLAP):
-  """The same, summed over the columns that exist -> [B, 5 * D]."""
+  """The frame features of `columns`, summed over the columns that exist -> [B, 5 * D]."""
   features = columns(variables, logmel, real, network=network)
   exists = jnp.arange(features.shape[1])[None] < real[:, None]
   return jnp.sum(jnp.where(exists[..., None], features, 0), axis=1)

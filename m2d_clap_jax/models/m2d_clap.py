@@ -23,11 +23,11 @@ SIZES = {
     'large': dict(width=1024, depth=24, heads=16, predictor_width=512, predictor_depth=8, predictor_heads=16),
 }
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
-LOGIT_SCALE_MAX = math.log(100.0)
+LOGIT_SCALE_MAX = 4.6052  # log 100, rounded as in the public implementation
 
 
 class Online(NamedTuple):
-  """What the online network makes of a masked batch.
+  """Output of the online network for a masked batch.
 
   prediction: [B, M, D], or [B, M, PF * PT] when the model predicts pixels.
   masked_tokens: [B, 1 + M, D] [CLS] and embedded masked patches, the target encoder's input.
@@ -41,7 +41,7 @@ class Online(NamedTuple):
 
 
 class Predictor(nn.Module):
-  """Fills the masked places with a learned token and predicts them from the visible ones (M2D, section 3.1)."""
+  """Fills the masked positions with a learned token and predicts them from the visible ones (M2D, section 3.1)."""
   width: int
   depth: int
   heads: int
@@ -53,30 +53,30 @@ class Predictor(nn.Module):
 
   @nn.compact
   def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
-    """z [B, 1 + V, D] encoded [CLS] and visible patches -> predictions [B, M, out_width] at the masked places."""
+    """z [B, 1 + V, D] encoded [CLS] and visible patches -> predictions [B, M, out_width] at the masked positions."""
     z = Linear(self.width, dtype=self.dtype, name='embed')(z)
     cls, visible = jnp.split(z, [1], axis=1)
     token = self.param('mask_token', nn.initializers.normal(0.02), (1, 1, self.width))
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
-    x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their places
+    x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their original order
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
     x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, name='transformer')(x)
     return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
 
 
 class M2DCLAP(nn.Module):
-  """The online network with its heads. `transformer()` is the target encoder, too.
+  """The online network with its heads. `transformer()` also serves as the target encoder.
 
   Attributes:
     input_size: (mel bins, frames) of a training crop; cut into whole patches of patch_size.
-    mask_ratio: share of the patches that is hidden from the online encoder.
-    text_width: width C of the caption embeddings; None leaves the CLAP head out (M2D, MSM-MAE).
+    mask_ratio: share of the patches hidden from the online encoder.
+    text_width: width C of the caption embeddings; None omits the CLAP head (M2D, MSM-MAE).
     audio_projector: 'mlp' on the mean patch (2024), or 'semantic' (2025) with semantic_depth blocks of one head.
     text_projector: 'identity', 'linear' or 'mlp'; None: the identity where C equals D, else 'linear'.
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
-    norm_stats: mean and standard deviation that raw log-mels are standardised with.
+    norm_stats: mean and standard deviation for standardising raw log-mels.
     dtype: type of the matrix products; parameters stay float32.
-    remat, scan: see `Transformer`; they save memory and compilation, and change no result.
+    remat, scan: see `Transformer`; they save memory and compilation time without changing results.
   """
   input_size: tuple[int, int] = (80, 608)
   patch_size: tuple[int, int] = (16, 16)
@@ -109,12 +109,12 @@ class M2DCLAP(nn.Module):
 
   @nn.nowrap
   def transformer(self) -> Transformer:
-    """The encoder's blocks and norm, unbound: run on the target parameters, this is the target encoder."""
+    """The encoder's blocks and norm, unbound; applied to the target parameters, this is the target encoder."""
     return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan)
 
   @property
   def text_projection(self) -> str:
-    """Which text projector there is: 'identity', 'linear' or 'mlp'."""
+    """The kind of text projector: 'identity', 'linear' or 'mlp'."""
     return self.text_projector or ('identity' if self.text_width == self.width else 'linear')
 
   def setup(self):
@@ -145,29 +145,33 @@ class M2DCLAP(nn.Module):
     return jnp.concatenate([cls.astype(tokens.dtype), tokens], axis=1), patches
 
   def positions(self, grid: tuple[int, int]) -> jax.Array | np.ndarray:
-    """Position table of a grid of patches -> [1 + N, D], sin-cos unless variables 'tables' hold one, cut in time."""
+    """Position table of a grid of patches -> [1 + N, D]: from the variables 'tables', cropped in time, or sin-cos."""
     if not self.has_variable('tables', 'pos_embed'):
       return sincos_2d(self.width, grid)
     table: jax.Array = self.get_variable('tables', 'pos_embed')[0]
     rows, columns = self.grid
     if grid[0] != rows or grid[1] > columns:
-      raise ValueError(f'the position table is of {rows} x {columns} patches, too small for {grid[0]} x {grid[1]}')
+      raise ValueError(f'the position table has {rows} x {columns} patches, too few for {grid[0]} x {grid[1]}')
     cut = table[1:].reshape(rows, columns, -1)[:, :grid[1]].reshape(grid[0] * grid[1], -1)
     return jnp.concatenate([table[:1], cut])
 
-  def encode(self, logmel: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Raw log-mels [B, F, T], unmasked -> patch embeddings [B, N, D], float32.
+  def encode(self, logmel: jax.Array, valid: jax.Array | None = None, keep: jax.Array | None = None) -> jax.Array:
+    """Raw log-mels [B, F, T] -> patch embeddings [B, N, D], float32.
 
-    `valid`, bool [B, N], names the patches that exist where clips of different lengths are padded to one (see
-    `valid_patches`); the embeddings of the others are of no use.
+    With `keep`, int [B, K], the encoder sees these patches only (structured patchout) -> [B, K, D].
+
+    `valid`, bool [B, N], marks the patches that exist where clips of different lengths are padded to one (see
+    `valid_patches`); ignore the embeddings of the others.
     """
     tokens, _ = self.embed(logmel)
+    if keep is not None:
+      tokens = jnp.concatenate([tokens[:, :1], masking.take(tokens[:, 1:], keep)], axis=1)
     if valid is not None:
       valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)  # [CLS]
     return self.encoder(tokens, valid)[:, 1:].astype(jnp.float32)
 
   def clip_features(self, logmel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """What evaluation uses of unmasked clips: raw log-mels [B, F, T] -> float32 ([B, F / PF * D], [B, E] or None).
+    """Features of unmasked clips for evaluation: raw log-mels [B, F, T] -> float32 ([B, F / PF * D], [B, E] or None).
 
     The first are transfer-learning features: the embeddings of a time column's patches side by side (5 x 768 = 3840
     for Base), averaged over time. The second are CLAP audio embeddings.
@@ -206,12 +210,12 @@ class M2DCLAP(nn.Module):
     return text if self.text_projection == 'identity' else self.text_proj(text).astype(jnp.float32)
 
   def __call__(self, logmel: jax.Array, mask: masking.Mask, text: jax.Array | None = None):
-    """Touches every parameter once: for `init`."""
+    """Uses every parameter once: for `init`."""
     out = self.online(logmel, mask)
     return out if text is None else (out, self.project_text(text), self.logit_scale)
 
 
 def valid_patches(columns: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """Number of time columns [B] that a clip really has -> which patches of the grid exist, bool [B, N]."""
+  """Number of time columns [B] that each clip has -> which patches of the grid exist, bool [B, N]."""
   exists = jnp.arange(grid[1])[None] < columns[:, None]
   return jnp.broadcast_to(exists[:, None], (len(columns), *grid)).reshape(len(columns), -1)

@@ -18,13 +18,13 @@ class Mask(NamedTuple):
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
-  """How many of the patches stay visible: int(N * (1 - ratio)), e.g. 57 of 190 at 0.7."""
+  """Number of patches that stay visible: int(N * (1 - ratio)), e.g. 57 of 190 at 0.7."""
   # 1 - 0.7 is 0.30000000000000004 and 190 times that is 57.0: the same float arithmetic as the public implementation.
   return int(num_patches * (1 - mask_ratio))
 
 
 def random_mask(noise: jax.Array, visible: int) -> Mask:
-  """Sorts uniform noise [B, N]; the `visible` lowest patches of each sample stay visible."""
+  """Sorts uniform noise [B, N]; the `visible` patches with the lowest values in each sample stay visible."""
   order = jnp.argsort(noise, axis=1)
   return Mask(order[:, :visible], order[:, visible:], jnp.argsort(order, axis=1))
 

@@ -18,8 +18,8 @@ def sincos_2d(width: int, grid: tuple[int, int]) -> np.ndarray:
 
   Returns:
     float32 [1 + N, D], patches numbered frequency-major. The first half of a row encodes the time index and the
-    second half the frequency index. A longer table begins, for each frequency, with the shorter one: cutting a table
-    in time and computing a smaller one are the same thing.
+    second half the frequency index. For each frequency a longer table begins with the shorter one: cropping a table
+    in time equals computing a smaller one.
   """
   if width % 4:
     raise ValueError(f'token width must be a multiple of 4 for 2-D sin-cos positions, got {width}')

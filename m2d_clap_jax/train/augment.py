@@ -5,8 +5,8 @@ Alphabet: B batch, C classes, F mel bins, T frames, N patches, K patches kept.
 import jax
 import jax.numpy as jnp
 
-CANVAS = 1.5  # length of the area that crops are taken from, over that of the input
-SCALES = (0.6, 1.5)  # of a crop's sides, over the input's
+CANVAS = 1.5  # length of the area that crops are taken from, relative to the input
+SCALES = (0.6, 1.5)  # of a crop's sides, relative to the input's
 CUBIC = -0.75  # the free parameter of cubic convolution, torch's value
 
 
@@ -14,7 +14,7 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> tup
   """Mixes each sample with another of the batch, in its own proportion by Beta(alpha, alpha) (arXiv 1710.09412).
 
   Args:
-    x: [B, ...] waveforms, or log-mels that are not standardised yet.
+    x: [B, ...] waveforms, or log-mels before standardisation.
     targets: [B, C], mixed in the same proportion.
   """
   beta, partners = jax.random.split(key)
@@ -28,11 +28,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> tup
 
 
 def spec_augment(key: jax.Array, x: jax.Array, frequency: int, time: int) -> jax.Array:
-  """Sets one band of bins and one span of frames to 0, the same ones in the whole batch (arXiv 1904.08779).
+  """Sets one band of bins and one span of frames to 0, the same in the whole batch (arXiv 1904.08779).
 
   Args:
     x: [B, F, T] standardised log-mels, whose mean is 0.
-    frequency, time: widths are uniform from 0 to these, in bins and frames; where the mask lies is uniform, too.
+    frequency, time: widths are uniform from 0 to these, in bins and frames; positions are uniform as well.
   """
   keys = jax.random.split(key)
   bins = _span(keys[0], x.shape[1], frequency)
@@ -104,7 +104,7 @@ def _cubic(x):
 
 
 def patchout_counts(grid: tuple[int, int], ratio: float, u: float) -> tuple[int, int]:
-  """How many (rows, columns) of a grid structured patchout drops, at least one of each being left (EVAR).
+  """Numbers of (rows, columns) of a grid that structured patchout drops, keeping at least one of each (EVAR).
 
   Args:
     u: uniform in [0, 1). Of 5 x 62 at 0.5 it picks one of 0/31, 1/19, 2/6 (probability 2/7 each) and 3/0 (1/7).
@@ -115,7 +115,7 @@ def patchout_counts(grid: tuple[int, int], ratio: float, u: float) -> tuple[int,
 
 
 def structured_patchout(key: jax.Array, batch: int, grid: tuple[int, int], drop: tuple[int, int]) -> jax.Array:
-  """Drops `drop` whole (frequency rows, time columns), other ones of each sample (after PaSST, arXiv 2110.05069).
+  """Drops `drop` whole (frequency rows, time columns), drawn for each sample (after PaSST, arXiv 2110.05069).
 
   Returns:
     int [B, K]: which patches stay, ascending, numbered frequency-major.

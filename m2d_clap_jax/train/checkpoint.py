@@ -23,6 +23,7 @@ from m2d_clap_jax.progress import quiet
 from m2d_clap_jax.train.sums import bit_sums
 
 DAMAGED = 'damaged_checkpoints'  # beside the good ones
+MODEL = 'params', 'target_params', 'frozen', 'tables'  # of a state, what its model consists of; not all states have all
 # TensorStore's errors begin with a status. Of FAILED_PRECONDITION only failures to decode are damage.
 UNDECODABLE = re.compile(r'^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND): |^FAILED_PRECONDITION: .*(ZSTD_|Invalid JSON)', re.DOTALL)
 STATUS = re.compile(r'^[A-Z]+_[A-Z_]+: |^(UNAVAILABLE|INTERNAL|UNKNOWN|ABORTED): ')  # that TensorStore's errors begin with
@@ -261,8 +262,8 @@ def report_changes(before: dict, now: dict):
       print(f'note: config.{key} was {before.get(key)} and is now {now.get(key)}', file=sys.stderr)
 
 
-def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
-  """The newest usable checkpoint's step, parameters, target parameters (numpy arrays) and JSON data.
+def read_parameters(workdir) -> tuple[int, dict, dict]:
+  """The newest usable checkpoint's step, those of its arrays that make up the model (see MODEL) and JSON data.
 
   The optimizer stays unread, and nothing in the workdir is touched: a run may be going on there. A checkpoint that is
   damaged is reported, and the one before is taken, in all processes.
@@ -285,13 +286,13 @@ def read_parameters(workdir) -> tuple[int, dict, dict, dict]:
   raise UserError(f'{folder}: none of its {len(steps)} checkpoints can be read; use another run, or start this one again')
 
 
-def _read_parameters(place: epath.Path) -> tuple[dict, dict, dict]:
+def _read_parameters(place: epath.Path) -> tuple[dict, dict]:
   _check_complete(place)
   arrays = _stored_arrays(place)
-  wanted = {key: arrays[key] for key in ('params', 'target_params') if arrays.get(key)}
+  wanted = {key: arrays[key] for key in MODEL if arrays.get(key)}
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
   state = ocp.PyTreeCheckpointHandler().restore(place / 'state', args=ocp.args.PyTreeRestore(
       wanted, restore_args=as_numpy, partial_restore=True))
   meta = _read_meta(place)
   _check_sums(state, meta)
-  return state['params'], state.get('target_params', {}), meta
+  return {key: state[key] for key in wanted}, meta

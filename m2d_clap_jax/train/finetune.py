@@ -29,8 +29,7 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
 )
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import FINE_TUNING
-from m2d_clap_jax.train.schedule import Schedule, cosine_behind_warmup
+from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup
 from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
@@ -45,7 +44,7 @@ UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every'
 
 
 def run(config, workdir: str):
-  """Fine-tunes as `config` (see configs/finetune.py) says, or continues what was begun in `workdir`."""
+  """Fine-tunes according to `config` (see configs/finetune.py), or continues the run in `workdir`."""
   bind(finetune, config.to_dict(), 'config', given=('workdir',))(workdir)
 
 
@@ -53,14 +52,14 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
              last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
              augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
              log_every: int, save_every: int, evals_every: int):
-  """Every argument is a key of the configuration and explained there."""
+  """Every argument is a key of the configuration, which documents it."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
                evals_every=evals_every)
   if head not in HEADS:
     raise UserError(f'config.head={head!r}: unknown; known: {", ".join(HEADS)}')
   if head == 'linear' and not init:
-    raise UserError("config.head='linear': is trained on a model's features: name the model as config.init, or take "
+    raise UserError("config.head='linear': needs a model's features: name the model as config.init, or use "
                     "'random'")
   if last_patch not in LAST_PATCH:
     raise UserError(f'config.last_patch={last_patch!r}: unknown; known: {", ".join(LAST_PATCH)}')
@@ -81,7 +80,7 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
                         scorer=Scorer(classifier, found, inputs, devices, guards.watchdog.beat))
     note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
          f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
-         f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts at random'))
+         f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts from random weights'))
     rows = []
     for number in range(runs):
       for fold in opened.folds or (None,):
@@ -100,7 +99,7 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
 
 
 def optimizer_of(options: dict):
-  """{'name': 'sgd', ...} -> function of the learning rate; options that are None are left to the optimizer."""
+  """{'name': 'sgd', ...} -> function of the learning rate; options that are None keep the optimizer's defaults."""
   options = {key: value for key, value in options.items() if value is not None}
   name = options.pop('name', None)
   if name not in FINE_TUNING:
@@ -115,13 +114,13 @@ def make_augmentation(options: dict) -> Augmentation:
   if made.mixup < 0:
     raise UserError(f'config.augmentation.mixup={made.mixup}: Beta(a, a) needs a above 0; 0 is no mixup')
   if not 0 <= made.patchout < 1:
-    raise UserError(f'config.augmentation.patchout={made.patchout}: is a share, from 0 to below 1')
+    raise UserError(f'config.augmentation.patchout={made.patchout}: must be a share from 0 to below 1')
   return made
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-  """What all runs and folds have in common; `run` does one of them.
+  """State common to all runs and folds; `run` performs one of them.
 
   table: position table [1, 1 + N, D]; settings: the whole configuration.
   """
@@ -132,16 +131,16 @@ class FineTuning:
   mesh: jax.sharding.Mesh
   weights: Weights | None
   settings: dict
-  make_optimizer: Callable[[Schedule], optax.GradientTransformation]
+  make_optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
   augmentation: Augmentation
   scorer: Scorer
   guards: faults.Guards
 
   def run(self, folder, seed: int, fold) -> dict:
-    """Trains in `folder`, or continues there -> {'score', 'epoch', 'seed', 'best_SPLIT'}; at once where it is finished.
+    """Trains in `folder`, or continues there -> {'score', 'epoch', 'seed', 'best_SPLIT'}; returns a finished result.
 
-    The score is the test score of the epoch that is best on the valid split; without one, the best epoch's on test, as
-    EVAR reports. That epoch's classifier is left in FOLDER/best as a portable folder.
+    The score is the test score of the epoch that is best on the valid split; without one, the best epoch's test score,
+    as EVAR reports. That epoch's classifier is written to FOLDER/best as a portable folder.
     """
     made_with, task = self._made_with(), self.data.task
     if (folder / RESULT).exists():
@@ -153,12 +152,12 @@ class FineTuning:
       if not splits[name]:
         raise UserError(f'{task.name}: no clips in split {name!r}{"" if fold is None else f" of fold {fold}"}')
     best = self._train(folder, seed, splits, where)
-    self._together(f'{folder} is trained')  # the first process has written what all read
+    self._together(f'{folder} is trained')  # the first process writes what all read
     variables = jax.device_put(classifier_variables(read(best.place)), sharding.replicated(self.mesh))
     targets, logits = self.scorer(variables, splits['test'] or splits['valid'])
     self._together(f'{folder} is read')
-    result = {'score': self.scorer.metric_of(targets, logits), 'epoch': best.found['epoch'], 'seed': seed,
-              f'best_{where}': best.found['score']}
+    result = {'score': self.scorer.metric_of(targets, logits), 'epoch': best.result['epoch'], 'seed': seed,
+              f'best_{where}': best.result['score']}
     if jax.process_index() == 0:
       draw_classes(folder, task.classes, targets, logits, multi_label=task.metric == 'mAP',
                    title=f'{task.name}, fine-tuned')
@@ -167,7 +166,7 @@ class FineTuning:
     return result
 
   def _made_with(self) -> dict:
-    """What a result depends on: settings, but for those of speed and logging, and the weights that it starts from."""
+    """Everything a result depends on: the settings, except for speed and logging, and the initial weights."""
     kept = {key: value for key, value in self.settings.items() if key not in UNIMPORTANT}
     kept['data'] = {key: value for key, value in kept['data'].items() if key != 'cache'}
     return json.loads(json.dumps(kept | {'weights': self.weights and self.weights.fingerprint}))
@@ -208,28 +207,28 @@ class FineTuning:
     return best
 
   def _evaluate(self, best: BestClassifier, state, log, clips, where: str, epoch: int, step: int, seed: int):
-    """Scores the state and offers it as the best."""
+    """Scores the state and keeps it if it is the best."""
     draws = validation_crops(len(clips), seed, epoch) if where == 'valid' else None
-    found = self.scorer.metric((state.params, state.stats, self._tables()), clips, draws)
+    score = self.scorer.metric((state.params, state.stats, self._tables()), clips, draws)
     metric = self.data.task.metric
-    log.write(step, {f'{where}/{metric}': found})
+    log.write(step, {f'{where}/{metric}': score})
 
     def make() -> Weights:
       whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))((state.params, state.stats))
       return classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
                                 sample_rate=self.inputs.logmel.sample_rate, classes=self.data.task.classes,
                                 source=str(log.workdir), step=step)
-    best.offer(found, epoch, make)
-    log.note(f'epoch {epoch}: {where} {metric} {100 * found:.2f}%, best {100 * best.found["score"]:.2f}% '
-             f'(epoch {best.found["epoch"]})')
+    best.offer(score, epoch, make)
+    log.note(f'epoch {epoch}: {where} {metric} {100 * score:.2f}%, best {100 * best.result["score"]:.2f}% '
+             f'(epoch {best.result["epoch"]})')
     if log.active:
       plots.loss_curves(log.history(), log.workdir / 'curves.png')
 
   def _drop(self, u: float) -> tuple[int, int]:
-    """How many rows and columns structured patchout leaves out in a step.
+    """Numbers of rows and columns that structured patchout drops in a step.
 
-    They are static arguments, so that each pair (four of 5 x 62 patches) is compiled once, when it first comes. Padding
-    to the longest with a mask would be one program that always computes its 172 patches, where the mean is 159: 8% more.
+    They are static arguments, so each pair (four for 5 x 62 patches) is compiled once, when it first occurs. Padding
+    to the longest with a mask would give one program that always computes 172 patches, where the mean is 159: 8% more.
     """
     ratio = self.augmentation.patchout
     return patchout_counts(self.inputs.grid(self.data.waves.samples), ratio, u) if ratio else (0, 0)
@@ -249,36 +248,36 @@ class FineTuning:
       multihost_utils.sync_global_devices(name)
 
   def _with_weights(self, state: FinetuneState, splits: dict, seed: int) -> FinetuneState:
-    """A new state with the weights and the head that the configuration wants it to start from."""
+    """A new state with the initial weights and head of the configuration."""
     if self.weights:
       network, _, fresh = merge(state.params['network'], self.weights.trees['params'], self.weights.source)
       if fresh:
-        raise UserError(f'config.init={self.weights.source}: lacks {", ".join(fresh)}, without which there is no encoder')
+        raise UserError(f'config.init={self.weights.source}: lacks {", ".join(fresh)}, which the encoder needs')
       state = state.replace(params=state.params | {'network': network})
     return self._with_linear_head(state, splits, seed) if self.settings['head'] == 'linear' else state
 
   def _with_linear_head(self, state: FinetuneState, splits: dict, seed: int) -> FinetuneState:
-    """The state with the head that linear evaluation of its encoder finds on the training clips."""
+    """The state with the head that linear evaluation of its encoder trains on the training clips."""
     clips = splits['train'] + splits['valid']
     draws = validation_crops(len(clips), seed, 0)
     targets, features = self.scorer((state.params, state.stats, self._tables()), clips, draws, 'features')
     rows = np.split(np.arange(len(clips)), [len(splits['train'])])
     problems = linear_protocol.problems_of(targets, [dict(zip(('train', 'valid'), rows), test=rows[0])], 1, seed)
     self.guards.watchdog.rest()
-    found, = linear_protocol.run(features, targets, problems, seed=seed, multi_label=self.data.task.multi_label)
-    made = ({'kernel': found.kernel, 'bias': found.bias}, {'mean': found.mean, 'var': np.square(found.deviation)})
+    outcome, = linear_protocol.run(features, targets, problems, seed=seed, multi_label=self.data.task.multi_label)
+    made = ({'kernel': outcome.kernel, 'bias': outcome.bias}, {'mean': outcome.mean, 'var': np.square(outcome.deviation)})
     self.guards.watchdog.beat('the linear head')
-    if jax.process_count() > 1:  # each trained on its own device, and may have rounded differently
+    if jax.process_count() > 1:  # each process trained its own head, with possibly different rounding
       made = multihost_utils.broadcast_one_to_all(made)
     head, stats = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made,
                                (state.params['head'], state.stats['head_norm']))
-    note(f'the head starts from linear evaluation: {100 * found.valid_score:.2f}% on validation clips, epoch '
-         f'{found.best_epoch}')
+    note(f'the head starts from linear evaluation: {100 * outcome.valid_score:.2f}% on validation clips, epoch '
+         f'{outcome.best_epoch}')
     return state.replace(params=state.params | {'head': head}, stats={'head_norm': stats})
 
 
 def _finished(folder, made_with: dict) -> dict:
-  """A result that is there already; UserError if it was made with other settings or weights than are wanted now."""
+  """An existing result; UserError if it was made with other settings or weights."""
   result = json.loads((folder / RESULT).read_text())
   before = result.pop('made_with')
   other = sorted(key for key in set(before) | set(made_with) if before.get(key) != made_with.get(key))
@@ -289,12 +288,12 @@ def _finished(folder, made_with: dict) -> dict:
 
 
 def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
-              end: float = 1e-7) -> Schedule:
-  """Half a cosine over all epochs to `end`, behind a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
+              end: float = 1e-7) -> optax.Schedule:
+  """Half a cosine over all epochs to `end`, with a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
   return cosine_behind_warmup(learning_rate, warmup_epochs * epoch, total, end)
 
 
 def _epochs(targets, batch_size: int, seed: int, *, weighted: bool = False, per_epoch: int | None = None) -> Epochs:
   if per_epoch is not None and not weighted:
-    raise UserError(f'config.sampling.per_epoch={per_epoch}: goes with config.sampling.weighted=True only')
+    raise UserError(f'config.sampling.per_epoch={per_epoch}: requires config.sampling.weighted=True')
   return Epochs(len(targets), batch_size, seed, rarity(targets) if weighted else None, per_epoch)

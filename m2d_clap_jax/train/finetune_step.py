@@ -29,10 +29,10 @@ class FinetuneState:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """How waves become the classifier's input: log-mels, standardised by norm_stats.
+  """Converts waves to the classifier's input: log-mels, standardised by norm_stats.
 
-  last_patch: 'pad' fills the frames up to whole patches; 'drop' leaves out those that fill no patch.
-  zero_padded: beyond the end of a short clip its log-mel is 0 before it is standardised, instead of that of silence.
+  last_patch: 'pad' pads the frames to whole patches; 'drop' leaves out those that do not fill a patch.
+  zero_padded: beyond the end of a short clip its log-mel is 0 before standardisation, instead of that of silence.
   """
   logmel: LogMel
   norm_stats: tuple[float, float]
@@ -41,17 +41,17 @@ class Inputs:
   zero_padded: bool = False
 
   def size(self, samples: int) -> tuple[int, int]:
-    """(F, T) of the classifier's input for waves of so many samples."""
+    """(F, T) of the classifier's input for waves of this number of samples."""
     frames = self.logmel.num_frames(samples)
     return self.logmel.n_mels, frames + (-frames % self.patch[1] if self.last_patch == 'pad' else 0)
 
   def grid(self, samples: int) -> tuple[int, int]:
-    """Patches along (frequency, time) of waves of so many samples."""
+    """Patches along (frequency, time) for waves of this number of samples."""
     bins, frames = self.size(samples)
     return bins // self.patch[0], frames // self.patch[1]
 
   def logmels(self, waves: jax.Array, lengths: jax.Array) -> jax.Array:
-    """int16 [B, S] of which `lengths` [B] samples are the clips', the rest silence -> log-mels [B, F, T]."""
+    """int16 [B, S], `lengths` [B] samples of clips followed by silence -> log-mels [B, F, T]."""
     x = waves.astype(jnp.float32) / SCALE
     if not self.zero_padded:
       return self.logmel.jax(x)
@@ -66,7 +66,7 @@ class Inputs:
     return (logmel - self.norm_stats[0]) / self.norm_stats[1]
 
   def filled(self, x: jax.Array) -> jax.Array:
-    """Fills [B, F, T] up with 0, the mean, to whole patches, as inference does, unless the rest is to be dropped."""
+    """Pads [B, F, T] with 0, the mean, to whole patches, as inference does, unless the rest is to be dropped."""
     missing = -x.shape[2] % self.patch[1] if self.last_patch == 'pad' else 0
     return jnp.pad(x, ((0, 0), (0, 0), (0, missing)))
 
@@ -74,7 +74,7 @@ class Inputs:
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """mixup: a of Beta(a, a), 0 for none; mixup_on: 'waves' or 'logmel'; spec_frequency, spec_time: widest masks in bins
-  and frames, 0 for none; resize_crop: whether; patchout: share of the patches to leave out."""
+  and frames, 0 for none; resize_crop: whether to apply it; patchout: share of the patches to drop."""
   mixup: float = 0.0
   mixup_on: str = 'waves'
   spec_frequency: int = 0
@@ -83,7 +83,7 @@ class Augmentation:
   patchout: float = 0.0
 
   def __call__(self, key: jax.Array, batch: dict, inputs: Inputs, drop: tuple[int, int]):
-    """batch as of `finetune_step` -> (input [B, F, T], targets [B, C], patches to keep int [B, K] or None)."""
+    """batch as in `finetune_step` -> (input [B, F, T], targets [B, C], patches to keep int [B, K] or None)."""
     keys = jax.random.split(key, 4)
     waves, targets = batch['waves'], batch['targets']
     if self.mixup and self.mixup_on == 'waves':
@@ -113,7 +113,7 @@ def create_state(seed: int, *, model: Classifier, tx: optax.GradientTransformati
 
 
 def classification_loss(logits: jax.Array, targets: jax.Array, multi_label: bool) -> jax.Array:
-  """Binary cross-entropy, or that of a softmax with soft targets; both are averaged over B and over C, as EVAR does."""
+  """Binary cross-entropy, or softmax cross-entropy with soft targets; both averaged over B and over C, as in EVAR."""
   if multi_label:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
   return -jnp.mean(targets * jax.nn.log_softmax(logits))
@@ -125,11 +125,11 @@ def finetune_step(state: FinetuneState, batch, tables, *, model: Classifier, tx:
   """One update -> (state, {'loss', 'grad_norm'}).
 
   Args:
-    batch: 'waves' int16 [B, S], 'lengths' int [B], how many of their samples are no padding, and 'targets' float32
+    batch: 'waves' int16 [B, S], 'lengths' int [B], their numbers of samples before the padding, and 'targets' float32
       [B, C].
     tables: the classifier's variables 'tables'.
-    drop: how many rows and columns structured patchout leaves out; it decides shapes, so each pair is a program of its
-      own.
+    drop: numbers of rows and columns that structured patchout drops; it determines shapes, so each pair is compiled
+      separately.
     gather: as in `step.pretrain_step`.
   """
   gather = gather or (lambda tree: tree)
@@ -150,20 +150,20 @@ def finetune_step(state: FinetuneState, batch, tables, *, model: Classifier, tx:
 
 def score(params, stats, tables, waves, lengths, *, model: Classifier, inputs: Inputs,
           method: str = '__call__') -> jax.Array:
-  """int16 waves [B, S], `lengths` [B] of them no padding -> logits [B, C], without augmentation; with the method
-  'features' what the head gets, [B, H]."""
+  """int16 waves [B, S], of which `lengths` [B] samples are not padding -> logits [B, C], without augmentation; with the
+  method 'features' the head's input, [B, H]."""
   x = inputs.filled(inputs.standardised(inputs.logmels(waves, lengths)))
   with precision(model):
     return model.apply({'params': params, 'batch_stats': stats, 'tables': tables}, x, method=method)
 
 
 def precision(model: Classifier):
-  """A context in which matrix products of float32 are really that, where accelerators would round to TF32 or bfloat16."""
+  """A context for full-precision float32 matrix products, which accelerators would round to TF32 or bfloat16."""
   return jax.default_matmul_precision('highest' if model.pretrained.dtype == 'float32' else None)
 
 
 def freezing(tx: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
-  """`tx`, but what is below `part` of 'network' never changes, neither by gradient nor by weight decay."""
+  """`tx`, except that parameters below `part` of 'network' never change, neither by gradient nor by weight decay."""
   def frozen(params):
     return {name: {key: jax.tree.map(lambda _, own=(name, key): own == ('network', part), leaves)
                    for key, leaves in tree.items()} for name, tree in params.items()}

@@ -1,4 +1,4 @@
-"""What a run logs: means of its metrics, in TensorBoard files, metrics.jsonl and a line on the terminal."""
+"""Logs the means of a run's metrics to TensorBoard files, metrics.jsonl and a line on the terminal."""
 import contextlib
 import json
 import math
@@ -20,7 +20,7 @@ UPLOAD_SECONDS = 60  # between uploads to a remote workdir, where nothing can be
 
 
 def read_history(workdir) -> dict[str, tuple[list[int], list[float]]]:
-  """metrics.jsonl as name -> (steps, values); a line cut off by a kill is left out."""
+  """metrics.jsonl as name -> (steps, values); a line truncated by a kill is left out."""
   history = {}
   for row in _rows(paths.as_path(workdir) / HISTORY):
     step = row.pop('step')
@@ -42,21 +42,21 @@ def _rows(path):
 
 
 class RunLog:
-  """Writes scalars by step. Only one process of a run should be `active`; the others' calls do nothing.
+  """Writes scalars by step. Only one process of a run should be `active`; in the others, calls do nothing.
 
-  Into a remote workdir they come by `sync`: files grow in a local folder and are uploaded as a whole.
+  For a remote workdir, files grow in a local folder and `sync` uploads them as a whole.
 
   Args:
-    workdir: where metrics.jsonl and the TensorBoard files go.
-    step: the step that the run continues from; later rows, written before a kill, are dropped: they come again. None
-      at the start of a run: all rows are dropped.
+    workdir: folder of metrics.jsonl and the TensorBoard files.
+    step: the step that the run continues from; later rows, written before a kill, are dropped because those steps are
+      repeated. None at the start of a run: all rows are dropped.
   """
 
   def __init__(self, workdir, step: int | None, active: bool = True):
     self.workdir, self.active = paths.as_path(workdir), active
     if not active:
       return
-    from clu import metric_writers  # pulls TensorFlow
+    from clu import metric_writers  # imports TensorFlow
     path = self.workdir / HISTORY
     rows = [row for row in _rows(path) if step is not None and row['step'] <= step]
     paths.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
@@ -77,8 +77,8 @@ class RunLog:
         self.sync()
 
   def sync(self):
-    """Uploads what is new to a remote workdir. To be called before a checkpoint is saved, whose rows would be missing
-    if the run were killed afterwards. UserError where the store refuses."""
+    """Uploads new rows to a remote workdir. Call it before saving a checkpoint, whose rows would otherwise be missing
+    if the run were killed afterwards. UserError if the store refuses."""
     if not self.active or not paths.is_remote(self.workdir):
       return
     self._tensorboard.flush()
@@ -95,7 +95,7 @@ class RunLog:
       self._uploaded[path.name] = size
 
   def history(self) -> dict[str, tuple[list[int], list[float]]]:
-    """`read_history` of all that was written, uploaded or not."""
+    """`read_history` of all rows, uploaded or not."""
     return read_history(self._local)
 
   def note(self, text: str):
@@ -119,12 +119,12 @@ class RunLog:
 
 
 class RunningMetrics:
-  """Metrics of the updates since the last log row; they are fetched late, so that the device never waits for the host.
+  """Metrics of the updates since the last log row, fetched late so that the device never waits for the host.
 
   Args:
-    batch_size: samples of an update, for the rate.
-    rows: metrics of updates before the checkpoint that the run continues from; the attribute is what to save for that.
-    last_good: gives the step of the newest checkpoint, for the message when a loss stops being a number.
+    batch_size: samples per update, for the rate.
+    rows: metrics of updates before the checkpoint that the run continues from; the attribute is saved in checkpoints.
+    last_good: returns the step of the newest checkpoint, for the message about a non-finite loss.
   """
 
   def __init__(self, batch_size: int, rows: Sequence[dict[str, float]], last_good: Callable[[], int | None]):
@@ -138,14 +138,14 @@ class RunningMetrics:
 
   @contextlib.contextmanager
   def waiting(self):
-    """Counts the time inside as waiting for data."""
+    """Counts the time inside the block as waiting for data."""
     start = time.monotonic()
     yield
     self._waited += time.monotonic() - start
 
   @contextlib.contextmanager
   def uncounted(self):
-    """Leaves the time inside, as of evaluations, out of the rates. The device's work that is under way is not."""
+    """Excludes the time inside the block, such as evaluations, from the rates, but not work already dispatched."""
     start = time.monotonic()
     yield
     self._since += time.monotonic() - start
@@ -155,7 +155,7 @@ class RunningMetrics:
     self._steps += 1
 
   def check(self):
-    """Fetches what is pending; UserError if a loss or a gradient is not finite, so that no such state is saved."""
+    """Fetches pending metrics; UserError if a loss or gradient is not finite, so that no such state is saved."""
     for row in jax.device_get(self._pending):
       row = {name: float(value) for name, value in row.items()}
       bad = [name for name in ('loss', 'grad_norm') if not math.isfinite(row[name])]
@@ -168,7 +168,7 @@ class RunningMetrics:
     self._pending = []
 
   def flush(self) -> dict[str, float]:
-    """The means, with the rate and the share of time spent waiting for data; starts anew."""
+    """Returns the means, with the rate and the share of time spent waiting for data, and resets."""
     self.check()
     means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
     elapsed = max(time.monotonic() - self._since, 1e-9)
@@ -179,7 +179,7 @@ class RunningMetrics:
 
 
 class StepProgress:
-  """One line that says how far a run is and when it will end: rewritten on a terminal, else one a minute."""
+  """A line with the progress and remaining time of a run: rewritten on a terminal, otherwise printed once a minute."""
 
   def __init__(self, start: int, total: int, log: RunLog):
     self._start, self._total, self._log = start, total, log

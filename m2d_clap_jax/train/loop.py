@@ -1,4 +1,4 @@
-"""The training loop, the same for every kind of training: what is between batches, an update, and checkpoints."""
+"""The training loop for every kind of training: connects batches, an update, periodic actions and checkpoints."""
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from m2d_clap_jax.train.log import RunLog, RunningMetrics, StepProgress
 
 
 class Every(NamedTuple):
-  """What is done every so many steps and after the last: `do(step, state, log)`, in every process."""
+  """An action `do(step, state, log)`, called every `steps` steps and after the last, in every process."""
   steps: int
   do: Callable[[int, Any, RunLog], None]
 
@@ -24,25 +24,25 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
           description: str = '', at_start: bool = False):
   """Trains from `state.step` to step `total`, logging and saving in `workdir` -> the last state.
 
-  The same state, batches and update give the same run, wherever it was interrupted.
+  The same state, batches and update give the same run, regardless of interruptions.
 
   Args:
-    state: of any kind that has `step`.
-    update: (state, arrays, step from 0 as a number of the host) -> (state, metrics); metrics are scalars, `loss` and
-      `grad_norm` among them.
-    batches: step from 0 -> this process' part of the batch, as numpy arrays; called in threads, ahead of time.
+    state: any state with `step`.
+    update: (state, arrays, step from 0 as a Python int) -> (state, metrics); metrics are scalars and include `loss` and
+      `grad_norm`.
+    batches: step from 0 -> this process's part of the batch, as numpy arrays; called in threads, ahead of time.
     guards: see `faults.guards`; entered before anything that can hang.
-    batch_size: samples of an update, of all processes together, for the rate that is logged.
-    learning_rate: of step from 0, for the log.
-    actions: in this order, each before the checkpoint of its step.
-    metadata: JSON data for a checkpoint that is about to be saved.
-    rows: metrics since the last log row, from the checkpoint that `state` is of; its JSON data have them as 'window'.
+    batch_size: samples per update over all processes, for the logged rate.
+    learning_rate: function of the step from 0, for the log.
+    actions: performed in this order, each before the checkpoint of its step.
+    metadata: returns JSON data for a checkpoint about to be saved.
+    rows: metrics since the last log row, from the checkpoint of `state`, whose JSON data contain them as 'window'.
     description: of the run, printed at its start.
-    at_start: whether a new run does `actions` and saves before its first update, too.
+    at_start: whether a new run also performs `actions` and saves before its first update.
 
   Raises:
     UserError: a loss or gradient is not finite, or the disk refuses a checkpoint.
-    Preempted: SIGTERM came; the state is saved.
+    Preempted: SIGTERM was received; the state is saved.
   """
   first, new = int(state.step), saved.latest() is None
   step = first
@@ -83,18 +83,18 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
         progress.show(step, row)
       with metrics.uncounted():
         act()
-      guards.watchdog.beat(f'step {step}')  # on an accelerator steps only begin here, but no more than a few ahead
+      guards.watchdog.beat(f'step {step}')  # on an accelerator steps are only dispatched here, but at most a few ahead
       if guards.preemption.reached():
         save()
         saved.close()
-        raise Preempted(f'{workdir}: stopped after step {step} of {total}, which is saved: the same command continues')
+        raise Preempted(f'{workdir}: stopped after step {step} of {total}, which is saved; the same command continues')
     saved.close()
     log.note(f'done: {total} steps, checkpoints in {saved.folder}')
   return state
 
 
 def create_or_restore(saved: Checkpoints, create: Callable[[], Any], mesh, settings: dict) -> tuple[Any, dict]:
-  """A new state, or the newest checkpoint's, already divided over the mesh -> (state, the checkpoint's JSON data or {}).
+  """Creates a new state or restores the newest, divided over the mesh -> (state, the checkpoint's JSON data or {}).
 
   Reports which settings differ from the checkpoint's. UserError as in `Checkpoints.restore`.
   """

@@ -9,8 +9,9 @@ import numpy as np
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.authors import Dictionaries
-from m2d_clap_jax.data.batches import TrainingBatches, crop
-from m2d_clap_jax.data.read import Folder, Split
+from m2d_clap_jax.data.batches import TrainingBatches, crop, embeddings
+from m2d_clap_jax.data.order import Order
+from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators
@@ -20,8 +21,8 @@ from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import make_optimizer
-from m2d_clap_jax.train.schedule import linear_ramp, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
+from m2d_clap_jax.train.prepared_data import PreparedData, open_data
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read
@@ -45,27 +46,26 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
                statistics_every=statistics_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
-    folder, split = bind(open_data, data, 'config.data')()
+    found = bind(open_data, data, 'config.data', given=('captions',))(model.get('text_width') is not None)
+    split = found.split
     weights = read(init) if init else None
     saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
     before = saved.metadata()
     if before and not model.get('norm_stats'):
       model = model | {'norm_stats': before['norm_stats']}
-    network = make_model(model, folder, weights)
-    check_data(before, folder, split)
+    network = make_model(model, found, weights)
+    check_data(before, found)
     mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
     sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
-    total = steps or int(epochs * split.num_clips / batch_size)
-    if total < 1:
-      raise UserError(f'config.epochs={epochs} of {split.num_clips} clips in batches of {batch_size} are no step at all')
     batches = TrainingBatches(
-        split, frames=network.input_size[1], batch_size=batch_size, seed=seed, text=network.text_width is not None,
-        part=(jax.process_index(), jax.process_count()))
+        split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
+        captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
+    total = count_steps(steps, epochs, batches.order)
     learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
-        batch_size=batch_size, epoch=split.num_clips / batch_size, total=total)
+        batch_size=batch_size, epoch=batches.order.epoch_clips / batch_size, total=total)
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
-    evaluations = Evaluations(network, mesh, split, make_evaluators(evals, folder.path), guards.watchdog)
+    evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
@@ -80,55 +80,48 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
           actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
+                   Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
-          metadata=lambda: {'settings': settings, 'logmel': folder.meta['logmel'], 'norm_stats': network.norm_stats,
-                            'text_encoder': folder.meta['text_encoder'],
-                            'data': {'clips': split.num_clips, 'fingerprint': split.fingerprint}},
+          metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about()},
           description=describe(network, split, state, mesh, total), at_start=True)
 
 
-def open_data(folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False, damaged: str = 'fail'):
-  """Opens the prepared folder -> (Folder, Split); with `demo`, renders and prepares the demo corpus there first."""
-  if demo:
-    from m2d_clap_jax.demo.corpus import ensure
-    folder = str(ensure(folder))
-  if not folder:
-    raise UserError('config.data.folder is empty: give --config.data.folder=FOLDER, made by `m2d-clap prepare`, or try '
-                    '--config=configs/pretrain.py:demo')
-  opened = Folder(folder)
-  if opened.meta['logmel']['sample_rate'] != sample_rate:
-    raise UserError(f'{folder}: log-mels are of {opened.meta["logmel"]["sample_rate"]} Hz audio where '
-                    f'config.data.sample_rate is {sample_rate}: change one of them')
-  return opened, opened.split(split, damaged)
+def count_steps(steps: int | None, epochs: float, order: Order) -> int:
+  """`steps` if given, else those of so many epochs; UserError where that is none."""
+  total = steps or int(epochs * order.epoch_clips / order.batch_size)
+  if total < 1:
+    raise UserError(f'config.epochs={epochs} of {order.epoch_clips} clips in batches of {order.batch_size} are no step at '
+                    'all')
+  return total
 
 
-def make_model(options: dict, folder: Folder, weights: Weights | None = None) -> M2DCLAP:
+def make_model(options: dict, data: PreparedData, weights: Weights | None = None) -> M2DCLAP:
   """The model; checks that it fits the data.
 
   Unless told otherwise it standardises with the statistics that the weights it starts from were trained with, or with
   the data's where it starts at random.
   """
-  meta = folder.meta
+  meta, path = data.meta, data.folder.path
   stats = options.get('norm_stats') or (weights.network().norm_stats if weights else (meta['mean'], meta['std']))
   model = bind(M2DCLAP, options | {'norm_stats': stats}, 'config.model')()
   check_model(model)
   if weights:
-    check_source(weights, folder)
+    check_source(weights, data)
   if meta['logmel']['n_mels'] != model.input_size[0]:
-    raise UserError(f'{folder.path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
+    raise UserError(f'{path}: has {meta["logmel"]["n_mels"]} mel bins where config.model.input_size has '
                     f'{model.input_size[0]}: prepare the data again or change the model')
   if model.text_width is not None:
     encoder = meta['text_encoder']
     if not encoder:
-      raise UserError(f'{folder.path}: has no caption embeddings: prepare it with --text_encoder, or train without '
+      raise UserError(f'{path}: has no caption embeddings: prepare it with --text_encoder, or train without '
                       'captions (--config=configs/pretrain.py:m2d)')
     if encoder['width'] != model.text_width:
-      raise UserError(f'{folder.path}: caption embeddings ({encoder["name"]}) are {encoder["width"]} wide where '
+      raise UserError(f'{path}: caption embeddings ({encoder["name"]}) are {encoder["width"]} wide where '
                       f'config.model.text_width is {model.text_width}: set it to {encoder["width"]}')
   return model
 
 
-def check_data(before: dict, folder: Folder, split: Split):
+def check_data(before: dict, found: PreparedData):
   """Whether a run goes on with the data that it began with; `before` are its checkpoint's JSON data, {} for a new one.
 
   UserError for another number of clips, other log-mels or another text encoder; a notice for other records, with which
@@ -136,34 +129,34 @@ def check_data(before: dict, folder: Folder, split: Split):
   """
   def same(what: str, now, was):
     if now != was:
-      raise UserError(f'{folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it those data '
-                      'again, or use another --workdir')
+      raise UserError(f'{found.folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it those '
+                      'data again, or use another --workdir')
   if not before:
     return
-  encoder, its = folder.meta['text_encoder'], before['text_encoder']
-  same('log-mels', folder.meta['logmel'], before['logmel'])
+  now, encoder, its = found.about(), found.meta['text_encoder'], before['text_encoder']
+  same('log-mels', now['logmel'], before['logmel'])
   same('captions of', encoder and (encoder['name'], encoder['hash']), its and (its['name'], its['hash']))
   data = before.get('data')  # checkpoints of earlier versions have none
   if data:
-    same('a number of clips of', split.num_clips, data['clips'])
-  if data and split.fingerprint != data['fingerprint'] and jax.process_index() == 0:
+    same('a number of clips of', now['data']['clips'], data['clips'])
+  if data and now['data']['fingerprint'] != data['fingerprint'] and jax.process_index() == 0:
     mean, std = before['norm_stats']
-    print(f'notice: {folder.path}: its records are not those that the run began with; it keeps its own mean {mean:.4f} and '
-          f'deviation {std:.4f}, where the data have {folder.meta["mean"]:.4f} and {folder.meta["std"]:.4f}', file=sys.stderr)
+    print(f'notice: {found.folder.path}: its records are not those that the run began with; it keeps its own mean {mean:.4f} and '
+          f'deviation {std:.4f}, where the data have {found.meta["mean"]:.4f} and {found.meta["std"]:.4f}', file=sys.stderr)
 
 
-def check_source(weights: Weights, folder: Folder):
+def check_source(weights: Weights, data: PreparedData):
   """Whether the data are of the kind that the weights were trained on: UserError for another rate, which is another
   input; a notice for captions of another text encoder, which can be learned anew."""
-  rate, encoder = folder.meta['logmel']['sample_rate'], folder.meta['text_encoder']
+  rate, encoder, path = data.meta['logmel']['sample_rate'], data.meta['text_encoder'], data.folder.path
   if weights.sample_rate != rate:
     raise UserError(f'config.init={weights.source}: is for audio of {weights.sample_rate} Hz where the log-mels in '
-                    f'{folder.path} are of {rate} Hz: prepare with --sample_rate={weights.sample_rate}')
+                    f'{path} are of {rate} Hz: prepare with --sample_rate={weights.sample_rate}')
   known = weights.text_encoder
   if not known or not encoder or encoder['name'] == Dictionaries.name:  # which do not tell whose embeddings they hold
     return
   if encoder['hash'] != known['hash'] if known['hash'] else encoder['name'] != known['name']:
-    print(f'notice: {weights.source} was trained with captions embedded by {known["name"]}, those in {folder.path} are '
+    print(f'notice: {weights.source} was trained with captions embedded by {known["name"]}, those in {path} are '
           f'by {encoder["name"]}', file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Scores of a task's clips by a classifier in training, on all devices of its mesh."""
+"""Scores a task's clips with a classifier in training, on all devices of its mesh."""
 import functools
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ class Scorer:
   """`scorer(variables, clips)` -> targets and logits [n, C], in all processes; each reads the clips of its own devices.
 
   Args:
-    progress: called with a word after each batch.
+    progress: called with a description after each batch.
   """
 
   def __init__(self, classifier: Classifier, data: Data, inputs: Inputs, mesh, progress: Callable[[str], None]):
@@ -29,7 +29,7 @@ class Scorer:
   def __call__(self, variables, clips, draws: np.ndarray | None = None,
                method: str = '__call__') -> tuple[np.ndarray, np.ndarray]:
     """variables: (params, stats, tables); draws: where the clips are cropped, as for `Waves.crops`, None: at their start;
-    method: of the classifier, where not its logits are wanted."""
+    method: of the classifier, to return something other than logits."""
     size = -(-BATCH // self._mesh.size) * self._mesh.size
     numbers, found = self._data.numbers(clips), []
     draws = np.zeros(len(clips)) if draws is None else draws

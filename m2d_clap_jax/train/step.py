@@ -11,7 +11,6 @@ from m2d_clap_jax import losses
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_MAX
 from m2d_clap_jax.models.masking import Mask, num_visible, random_mask
-from m2d_clap_jax.train.schedule import Schedule
 
 Batch = Mapping[str, jax.Array]
 
@@ -28,7 +27,7 @@ class TrainState:
 
 
 def create_state(seed: int, *, model: M2DCLAP, tx: optax.GradientTransformation) -> TrainState:
-  """Initialises everything from one seed; traceable, so that drivers can create it already sharded.
+  """Initialises everything from one seed; traceable, so that drivers can create the state already sharded.
 
   The target encoder starts from its own random initialisation, as in the authors' public implementation.
   """
@@ -45,7 +44,7 @@ def create_state(seed: int, *, model: M2DCLAP, tx: optax.GradientTransformation)
 
 
 def draw_mask(rng: jax.Array, step: jax.Array, batch_size: int, *, model: M2DCLAP) -> Mask:
-  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same."""
+  """The mask of update `step`: a function of the run's key and the step number, so a resumed run draws the same mask."""
   key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
   noise = jax.random.uniform(key, (batch_size, model.num_patches))
   return random_mask(noise, num_visible(model.num_patches, model.mask_ratio))
@@ -62,18 +61,32 @@ def masked_losses(params, target_params, logmel, mask, *, model: M2DCLAP):
 
 
 def in_parts(function, parts: int, *arrays):
-  """Maps `function` over `parts` equal parts of the batch, one after the other, keeping no activations of a part.
+  """Maps `function` over `parts` equal parts of the batch sequentially, without keeping activations.
 
-  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass and whatever is
-  computed from the joined outputs, such as the contrastive loss, still sees the whole batch. Part i takes every
+  Differentiating through this is gradient accumulation: each part is recomputed in the backward pass, and losses of the
+  joined outputs, such as the contrastive loss, still see the whole batch. Part i takes every
   parts-th sample, so that a batch sharded over devices stays sharded in the same way.
+
+  Of what `function` returns, scalars are averaged over the parts and arrays joined along their first axis.
   """
+  if parts == 1:
+    return function(*arrays)
+
   def split(x):
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-  loss, audio = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays))
-  if audio is not None:
-    audio = audio.swapaxes(0, 1).reshape(-1, audio.shape[-1])
-  return jnp.mean(loss), audio
+
+  def join(x):
+    return jnp.mean(x) if x.ndim == 1 else x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  return jax.tree.map(join, jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays)))
+
+
+def contrast(audio: jax.Array, text: jax.Array, logit_scale: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Contrastive loss of paired embeddings [B, E] of the whole batch, and what is logged of it."""
+  loss, logits = losses.clip_loss(audio, text, logit_scale)
+  diagonal = jnp.arange(logits.shape[0])
+  return loss, {'loss_clap': loss,
+                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
+                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
 
 
 def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2DCLAP, m2d_weight: float = 1.0,
@@ -82,24 +95,18 @@ def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2D
 
   Args:
     batch: 'logmel' [B, F, T] raw and, with a CLAP head, 'text' [B, C] caption embeddings.
-    accumulate: number of parts that the batch is computed in, to save memory; the result does not change.
+    accumulate: number of parts in which the batch is computed, to save memory; the result does not change.
   """
   def forward(logmel, mask):
     return masked_losses(params, target_params, logmel, mask, model=model)
-  if accumulate == 1:
-    masked, audio = forward(batch['logmel'], mask)
-  else:
-    masked, audio = in_parts(forward, accumulate, batch['logmel'], mask)
+  masked, audio = in_parts(forward, accumulate, batch['logmel'], mask)
   loss = m2d_weight * masked
   metrics = {'loss_m2d': masked}
   if audio is not None:
     text = model.apply({'params': params}, batch['text'], method='project_text')
-    clap, logits = losses.clip_loss(audio, text, params['logit_scale'])
+    clap, of_clap = contrast(audio, text, params['logit_scale'])
     loss += clap_weight * clap
-    diagonal = jnp.arange(logits.shape[0])
-    metrics |= {'loss_clap': clap,
-                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
-                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
+    metrics |= of_clap
   return loss, metrics | {'loss': loss}
 
 
@@ -110,11 +117,23 @@ def clip_logit_scale(params):
   return {**params, 'logit_scale': jnp.clip(params['logit_scale'], 0.0, LOGIT_SCALE_MAX)}
 
 
+def descend(state, grads, tx: optax.GradientTransformation):
+  """The optimizer's step -> (state, what is logged of it); then the logit scale is clipped. Of any state that has step,
+  params and opt_state."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = clip_logit_scale(optax.apply_updates(state.params, updates))
+  metrics = {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates),
+             'param_norm': optax.tree.norm(params)}
+  if 'logit_scale' in params:
+    metrics['logit_scale'] = params['logit_scale']
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
 def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                  ema_schedule: Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
+                  ema_schedule: optax.Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
-  Returns the new state and scalar metrics. `gather` makes parameters whole that are divided over devices (see
+  Returns the new state and scalar metrics. `gather` gathers parameters that are divided over devices (see
   `sharding.gather`); `loss_options` are those of `pretrain_loss`.
   """
   mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)
@@ -123,21 +142,15 @@ def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.
 
 
 def apply_gradients(state: TrainState, batch: Batch, mask: Mask, *, model: M2DCLAP, tx: optax.GradientTransformation,
-                    ema_schedule: Schedule, gather=None, **loss_options):
+                    ema_schedule: optax.Schedule, gather=None, **loss_options):
   """`pretrain_step` with the mask given."""
   gather = gather or (lambda tree: tree)
 
   def loss(params):
     return pretrain_loss(gather(params), gather(state.target_params), batch, mask, model=model, **loss_options)
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
   decay = ema_schedule(state.step)
+  state, of_optimizer = descend(state, grads, tx)
   target_params = jax.tree.map(lambda t, p: decay * t + (1 - decay) * p, state.target_params,
-                               params['encoder'] if state.target_params else {})
-  params = clip_logit_scale(params)
-  metrics |= {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates),
-              'param_norm': optax.tree.norm(params), 'ema_decay': decay}
-  if 'logit_scale' in params:
-    metrics['logit_scale'] = params['logit_scale']
-  return state.replace(step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
+                               state.params['encoder'] if state.target_params else {})
+  return state.replace(target_params=target_params), metrics | of_optimizer | {'ema_decay': decay}

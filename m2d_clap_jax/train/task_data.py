@@ -1,4 +1,4 @@
-"""A task's recordings, decoded, and a classifier that fits them."""
+"""A task's decoded recordings, and a matching classifier."""
 import math
 import os
 import sys
@@ -23,8 +23,8 @@ from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
 from m2d_clap_jax.train.pretrain import check_model
 from m2d_clap_jax.weights import Weights
 
-LONGEST = 300.0  # seconds kept of a recording: more than any of the paper's tasks has, and no day-long one fills the disk
-MEASURED = 1000  # clips that the statistics of the log-mels are taken from
+LONGEST = 300.0  # seconds kept of a recording: more than in any of the paper's tasks, and too little to fill the disk
+MEASURED = 1000  # clips from which the statistics of the log-mels are computed
 
 
 class Data(NamedTuple):
@@ -39,7 +39,7 @@ class Data(NamedTuple):
     return np.array([self.places[clip.file] for clip in clips])
 
   def lengths(self, numbers: np.ndarray) -> np.ndarray:
-    """How many samples of the clips' crops are no padding, int32 [n]."""
+    """Numbers of samples of the clips' crops that are not padding, int32 [n]."""
     return np.minimum(self.waves.lengths[numbers], self.waves.samples).astype(np.int32)
 
 
@@ -53,9 +53,9 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
               sample_rate: int = 16000):
   """Opens the task and decodes its recordings -> (Data, rate in Hz).
 
-  What the weights were trained with decides the rate; `sample_rate` is that of a model that starts at random. Test clips
-  are cut to the task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST. `beat` is
-  called with a word for each recording that is decoded.
+  The rate is that of the weights, or `sample_rate` for a model that starts from random weights. Test clips are cut to the
+  task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST. `beat` is called with a
+  description for each decoded recording.
   """
   opened = open_task(task, root, csv or None, seconds=seconds)
   check_classes(opened)
@@ -74,7 +74,7 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
       progress(done, total)
   names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
   waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                tell=note, note=decoded, part=(jax.process_index(), jax.process_count()))
+                report_space=note, report_progress=decoded, part=(jax.process_index(), jax.process_count()))
   if progress:
     progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
@@ -84,19 +84,19 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
                     f'{next(iter(rejected.values()))}')
   refuse_damaged(opened, rejected, workdir, damaged)
   used = opened.restrict(set(places))
-  notice = check_classes(used)  # again: what is left of the clips may lack a class
+  notice = check_classes(used)  # again, because the remaining clips may lack a class
   if notice:
     note(notice)
   return Data(used, waves, places, rejected), rate
 
 
 def _cache(workdir) -> str:
-  """Where decoded recordings are kept unless told: with the run, or in the home folder if that is in a store."""
+  """Default folder of decoded recordings: in the workdir, or in the home folder if the workdir is in a store."""
   return os.path.expanduser('~/.cache/m2d_clap_jax/waves') if is_remote(workdir) else os.path.join(workdir, 'waves')
 
 
 def _identities(task: Task) -> list[str]:
-  """Which files these are and in what state: another one under the same name must not be taken from the cache."""
+  """Path, size and time of each file, so that the cache notices a different file with the same name."""
   about = stamps(task.root, [clip.file for clip in task.clips])
 
   def whole(clip):
@@ -107,8 +107,8 @@ def _identities(task: Task) -> list[str]:
 
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
                     last_patch: str):
-  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; where there are weights, they are those
-  of the weights but for how to compute (dtype, remat, scan) and norm_stats."""
+  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; with weights, only dtype, remat, scan and
+  norm_stats are used and the others come from the weights."""
   bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
   if weights:
     how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
@@ -123,11 +123,11 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
   size, (rows, columns) = inputs.size(data.waves.samples), inputs.grid(data.waves.samples)
   if not columns:
     raise UserError(f"config.last_patch='drop': clips of {data.task.seconds} s have {size[1]} frames, less than a patch of "
-                    f"{network.patch_size[1]}: take 'pad'")
+                    f"{network.patch_size[1]}: use 'pad'")
   if not weights:
     network = network.clone(input_size=size)
   if network.grid[0] != rows:
-    raise UserError(f'config.init: the model has {network.input_size[0]} mel bins where log-mels have {logmel.n_mels}')
+    raise UserError(f'config.init: the model has {network.input_size[0]} mel bins, but log-mels have {logmel.n_mels}')
   table = position_table(network, columns, weights and weights.trees.get('tables', {}).get('pos_embed'))
   network = network.clone(input_size=size, norm_stats=inputs.norm_stats, text_width=None)
   return inputs, Classifier(network, len(data.task.classes), flat=augment.patchout > 0), table
@@ -139,7 +139,7 @@ def count_parameters(classifier: Classifier) -> int:
 
 
 def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
-  """Mean and standard deviation of the log-mels of some training clips, of all folds where there are folds."""
+  """Mean and standard deviation of the log-mels of some training clips, or of clips of all folds."""
   train = [data.places[clip.file] for clip in data.task.clips if clip.split in ('train', '')]
   chosen = train[::max(1, len(train) // MEASURED)][:MEASURED]
   sums = np.zeros(3)

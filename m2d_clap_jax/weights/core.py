@@ -1,4 +1,4 @@
-"""A model's weights and what must be known to use them, wherever they come from."""
+"""A model's weights and the description needed to use them, from any source."""
 import dataclasses
 import functools
 import hashlib
@@ -19,14 +19,14 @@ from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.weights.description import check_network
 
-# Letters in a folder's name -> the sentence encoder of its captions, and how it is pooled: the mean of all tokens, the
+# Letters in a folder's name -> the sentence encoder of its captions, and its pooling: the mean of all tokens, the
 # first one ('cls') or the one that ends the text ('eos').
 TEXT_ENCODERS = {
     'A': ('thenlper/gte-base', 'mean'), 'B': ('bert-base-uncased', 'cls'), 'C': ('openai/clip-vit-large-patch14', 'eos'),
     'E': ('bert-large-uncased', 'cls'), 'L': ('Alibaba-NLP/gte-large-en-v1.5', 'cls'),
     'M': ('answerdotai/ModernBERT-base', 'cls'), 'N': ('nvidia/NV-Embed-v2', 'eos'),
     'Q': ('Alibaba-NLP/gte-Qwen2-7B-instruct', 'eos'), 'R': ('roberta-base', 'cls')}
-# What stands before a text encoder's names in the authors' files.
+# Prefix of a text encoder's names in the authors' files.
 TEXT_PREFIX = 'text_encoder.text_encoder.'
 Trees = dict[str, dict[str, np.ndarray]]
 
@@ -39,11 +39,11 @@ class Weights:
   trees: {tree: {path: array}} as in weights/names.py; trees and parts that the source lacks are absent.
   sample_rate: Hz of the audio that log-mels are made of.
   text_encoder: {'name', 'pooling', 'hash', 'width'} of the captions' encoder; None without a CLAP head or where the
-    source does not tell.
+    source does not state it.
   classes: of a fine-tuned head, or None.
-  text, text_prefix: tensors of a text encoder that the source contains, and what stands before their names in files.
-  source: where the weights are from, for people.
-  step: updates that a run here had made.
+  text, text_prefix: tensors of a text encoder that the source contains, and the prefix of their names in files.
+  source: origin of the weights, for messages.
+  step: number of updates made by a run of this package.
   """
   model: dict[str, Any]
   trees: Trees
@@ -64,21 +64,22 @@ class Weights:
 
   @property
   def complete(self) -> bool:
-    """Whether pre-training can go on from these weights: predictor and, where the model has one, target are there."""
+    """Whether pre-training can continue from these weights: they include the predictor and, if the model has one, the
+    target."""
     has_predictor = any(path.startswith('predictor/') for path in self.trees['params'])
     return has_predictor and (self.model.get('predict') == 'pixels' or 'target' in self.trees)
 
   @property
   def default_logit_scale(self) -> bool:
-    """Whether the source has a CLAP head without its logit scale, so that the scale is the one at the start of training.
+    """Whether the source has a CLAP head without its logit scale, which then has its value at the start of training.
 
-    The authors' encoder-only and fine-tuned files are so. Embeddings do not depend on it.
+    This is so for the authors' encoder-only and fine-tuned files. Embeddings do not depend on it.
     """
     return self.model.get('text_width', M2DCLAP.text_width) is not None and 'logit_scale' not in self.trees.get('params', {})
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """First 16 hex digits of the SHA-256 over names and float32 bytes of what inference uses."""
+    """First 16 hex digits of the SHA-256 over names and float32 bytes of the parameters used in inference."""
     network = self.network()
     fields = {name: getattr(network, name) for name in ('input_size', 'patch_size', 'heads', 'audio_projector')}
     digest = hashlib.sha256(json.dumps(fields).encode())
@@ -91,14 +92,14 @@ class Weights:
     return digest.hexdigest()[:16]
 
   def nested(self, tree: str) -> dict:
-    """A tree as the nested float32 dicts that Flax takes, with the logit scale of `default_logit_scale`."""
+    """A tree as nested float32 dicts for Flax, with the logit scale of `default_logit_scale`."""
     leaves = {path: np.asarray(value, np.float32) for path, value in self.trees.get(tree, {}).items()}
     if tree == 'params' and self.default_logit_scale:
       leaves['logit_scale'] = np.asarray(LOGIT_SCALE_INIT, np.float32)
     return traverse_util.unflatten_dict(leaves, sep='/')
 
   def with_tables(self) -> 'Weights':
-    """The same with the fixed tables that a public checkpoint has: positions and normalisation statistics."""
+    """These weights with the fixed tables of a public checkpoint: positions and normalisation statistics."""
     network = self.network()
     tables = {'norm_stats': np.asarray(network.norm_stats, np.float32),
               'pos_embed': sincos_2d(network.width, network.grid)[None]}
@@ -107,7 +108,7 @@ class Weights:
     return dataclasses.replace(self, trees=self.trees | {'tables': tables | self.trees.get('tables', {})})
 
   def encoder_only(self) -> 'Weights':
-    """The same without predictor and target: half the size, for inference and fine-tuning."""
+    """These weights without predictor and target: half the size, for inference and fine-tuning."""
     trees = {
         tree: {path: value for path, value in leaves.items() if not path.startswith(('predictor/', 'decoder_'))}
         for tree, leaves in self.trees.items() if tree != 'target'}
@@ -116,7 +117,7 @@ class Weights:
 
 def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
   """{'params': {path: shape}, 'target': {path: shape}} of a complete model; nothing is computed."""
-  # One block of each kind is traced and stands for the others, which makes loading a second faster.
+  # One block of each kind is traced and represents the others, which makes loading a second faster.
   depths = {'encoder': network.depth, 'predictor': network.predictor_depth, 'audio_proj': network.semantic_depth}
   network = network.clone(depth=1, predictor_depth=1, semantic_depth=1)
   mask = random_mask(jnp.zeros((1, network.num_patches)), num_visible(network.num_patches, network.mask_ratio))
@@ -135,9 +136,9 @@ def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
 
 
 def check(weights: Weights):
-  """Raises UserError that lists the tensors which are missing, too many or of other shapes than the model's.
+  """Raises UserError that lists missing, unknown and misshaped tensors.
 
-  Predictor and target may be absent, each as a whole; without a predictor, the logit scale too.
+  Predictor and target may be absent, each as a whole; without a predictor, the logit scale may be too.
   """
   network = weights.network()
   check_network(network, f'{weights.source}: ')
@@ -178,12 +179,12 @@ def _misshaped(weights: Weights, expected: dict[str, dict[str, tuple]]) -> list[
 def _refuse(weights: Weights, missing=(), extra=(), misshaped=()):
   if missing or extra or misshaped:
     parts = [f'{kind} ({len(names)}): {_listed(names)}' for kind, names in
-             (('missing', missing), ('not known', extra), ('of another shape', misshaped)) if names]
+             (('missing', missing), ('unknown', extra), ('of another shape', misshaped)) if names]
     raise UserError(f'{weights.source}: looks like {family(weights)}, but its tensors do not fit. ' + '; '.join(parts))
 
 
 def family(weights: Weights) -> str:
-  """What kind of model this is, in words."""
+  """The kind of model, in words."""
   model, params = weights.network(), weights.trees.get('params', {})
   size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.width, f'width {model.width}')
   if model.text_width is not None:
@@ -219,5 +220,5 @@ def overridden(weights: Weights, overrides: Mapping) -> Weights:
 
 
 def pooling_of(name, otherwise: str) -> str:
-  """How a text encoder's tokens become a sentence embedding: known of the authors' own encoders."""
+  """The pooling of a text encoder's tokens into a sentence embedding, as known for the authors' encoders."""
   return dict(TEXT_ENCODERS.values()).get(str(name), otherwise)

@@ -1,7 +1,7 @@
 """Files of tensors: .pth by torch (weights alone, nothing in a file is executed) and .safetensors without it.
 
-Memory is bounded by the size of the file: tensors of a .pth stay in it until they are used, and what its parts claim to
-be is checked before anything is unpacked. bfloat16, which numpy does not have, becomes float32.
+Memory is bounded by the size of the file: tensors of a .pth stay in it until they are used, and the sizes that its parts
+claim are checked before anything is unpacked. bfloat16, which numpy lacks, becomes float32.
 """
 import argparse
 import itertools
@@ -16,21 +16,21 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, local_copy, replacing, size
 from m2d_clap_jax.weights.names import flax_path
 
-# What public checkpoints put in front of the encoder's names: EVAR's wrapper, the runtime, its encoder.
+# Prefixes of the encoder's names in public checkpoints: EVAR's wrapper, the runtime, its encoder.
 PREFIX = re.compile(r'(module\.)?(ar\.)?(runtime\.)?(backbone\.)?')
 WRAPPERS = ('model', 'state_dict')
-# How the state dict of a BERT begins; whatever stands before it is the text encoder's prefix.
+# First name of a BERT's state dict; the text before it is the text encoder's prefix.
 BERT_MARK = 'embeddings.word_embeddings.weight'
-# What tensors are pickled with, as 'module name'.
+# Classes used to pickle tensors, as 'module name'.
 OF_TENSORS = re.compile(r'collections OrderedDict|torch \w+Storage|torch\.storage \w+Storage|torch (Size|device|b?float\d+)|'
                         r'torch\._utils _rebuild_(tensor|tensor_v2|parameter)|(__builtin__|builtins) set')
-# The arguments of a training run: plain values. Stored paths become pure ones, which touch no file system.
+# The arguments of a training run: plain values. Stored paths become pure paths, without access to a file system.
 OF_ARGUMENTS = {'argparse Namespace': argparse.Namespace} | {
     f'{module} {name}': getattr(pathlib, 'Pure' + name.removeprefix('Pure'))
     for module, name in itertools.product(('pathlib', 'pathlib._local'), (
         'Path', 'PosixPath', 'WindowsPath', 'PurePath', 'PurePosixPath', 'PureWindowsPath'))}
-# A tensor of one value may be spread over any shape without taking space in the file. All of them together may be this
-# much larger than the file, which is more than the largest model (ViT-Large, complete) needs.
+# A tensor of one value can be broadcast to any shape without taking space in the file. All tensors together may exceed the
+# file by this much, which is more than the largest model (ViT-Large, complete) needs.
 SPREAD = 4 << 30
 
 
@@ -38,7 +38,7 @@ def read_tensors(path) -> dict[str, np.ndarray]:
   """A .pth or .safetensors file -> its tensors under the names in the file.
 
   Raises:
-    UserError: missing, truncated, not a checkpoint, or holding more than tensors and the arguments of a run.
+    UserError: missing, truncated, not a checkpoint, or with objects other than tensors and the arguments of a run.
   """
   path = as_path(path)
   if not path.is_file():
@@ -50,8 +50,8 @@ def read_tensors(path) -> dict[str, np.ndarray]:
 
 
 def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-  """Tensors as found in a file -> (the audio model's under their plain names, those of a text encoder that is inside,
-  names of the rest)."""
+  """Tensors of a file -> (the audio model's under their plain names, those of an included text encoder, names of the
+  rest)."""
   text = {}
   prefix = text_prefix(tensors)
   if prefix is not None:
@@ -64,14 +64,14 @@ def unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[
       audio[plain] = value
     else:
       rest.append(name)
-  if not any(name.startswith('decoder_blocks.') for name in audio):  # what is left of a predictor is of no use
+  if not any(name.startswith('decoder_blocks.') for name in audio):  # an incomplete predictor is useless
     rest += [name for name in audio if name.startswith(('decoder_', 'mask_token'))]
     audio = {name: value for name, value in audio.items() if name not in rest}
   return audio, text, rest
 
 
 def text_prefix(tensors) -> str | None:
-  """What stands before the names of a BERT in a file; None where there is none."""
+  """The prefix of a BERT's names in a file; None without a BERT."""
   return next((name.removesuffix(BERT_MARK) for name in tensors if name.endswith(BERT_MARK)), None)
 
 
@@ -84,13 +84,13 @@ def _read_safetensors(path, name: str) -> dict[str, np.ndarray]:
   from safetensors.numpy import load_file
   try:
     tensors = load_file(name)
-  except Exception as error:  # each kind of damage raises something else
+  except Exception as error:  # each kind of damage raises a different exception
     raise _unreadable(path, '.safetensors file', error) from None
   return {name: value.astype(np.float32) if value.dtype.kind == 'V' else value for name, value in tensors.items()}
 
 
 def _read_pth(path, name: str) -> dict[str, np.ndarray]:
-  """The same two."""
+  """path, name: as in `_read_safetensors`."""
   try:
     import torch
   except ImportError:
@@ -105,8 +105,8 @@ def _read_pth(path, name: str) -> dict[str, np.ndarray]:
   except Exception as error:  # as above
     raise _unreadable(path, 'PyTorch checkpoint', error) from None
   if others:
-    raise UserError(f'{path}: holds {", ".join(others[:3])} beside tensors and the arguments of a run, and is not opened, '
-                    'because other objects can run code; save its state dict alone and try again')
+    raise UserError(f'{path}: not opened because it contains {", ".join(others[:3])} beside tensors and the arguments of a '
+                    'run, and such objects can run code; save only its state dict and try again')
   for key in WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
@@ -114,14 +114,14 @@ def _read_pth(path, name: str) -> dict[str, np.ndarray]:
   content = content if isinstance(content, dict) else {}
   tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
   if not tensors:
-    raise UserError(f'{path}: holds no state dict of tensors, neither by itself nor under {" or ".join(WRAPPERS)}')
+    raise UserError(f'{path}: contains no state dict of tensors, neither at the top level nor under {" or ".join(WRAPPERS)}')
   if sum(value.numel() * value.element_size() for value in tensors.values()) > size(path) + SPREAD:
-    raise UserError(f'{path}: its tensors claim to be more than {SPREAD >> 30} GiB larger than the file; no model is')
+    raise UserError(f'{path}: its tensors claim to be more than {SPREAD >> 30} GiB larger than the file, unlike any model')
   return {name: _to_numpy(value, torch) for name, value in tensors.items()}
 
 
 def _other_classes(name: str) -> list[str]:
-  """Classes that a .pth file holds and that are not opened; nothing is unpacked for that.
+  """Classes in a .pth file that are not allowed; found without unpickling anything.
 
   Raises:
     Exception: the file is damaged, compressed, or of the format before PyTorch 1.6.
@@ -152,7 +152,7 @@ def _first_line(error) -> str:
 
 
 def in_place(path, write):
-  """Calls write(name of a local file), which becomes `path`: no half file ever stands under that name."""
+  """Calls write(name of a local file), which then atomically becomes `path`."""
   try:
     with replacing(path) as name:
       write(name)

@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub: the portable folder as a repository, hf://ORGANISATION/NAME or ...NAME@REVISION.
 
-A longer path, such as hf://ORGANISATION/NAME/FILE, is a file of a store (see `paths`), no model's address.
+A longer path, such as hf://ORGANISATION/NAME/FILE, is a file in a store (see `paths`), not the address of a model.
 """
 import os
 import re
@@ -21,7 +21,7 @@ def is_address(text) -> bool:
 
 
 def _parts(text: str) -> tuple[str, str | None] | None:
-  """(repository, revision) by the Hub's own rules for names, with or without hf://; None of what is no name."""
+  """(repository, revision) by the Hub's rules for names, with or without hf://; None if it is not a name."""
   match = _NAME.fullmatch(text.removeprefix(SCHEME))
   if not match or len(match[1]) > 96 or '--' in match[1] or '..' in match[1]:
     return None
@@ -31,13 +31,13 @@ def _parts(text: str) -> tuple[str, str | None] | None:
 
 
 def download(name: str, folder=None) -> str:
-  """Fetches a model into the Hub's cache, or into a folder -> where it lies.
+  """Downloads a model into the Hub's cache, or into a folder -> its path.
 
-  What is in the cache is used as it is where HF_HUB_OFFLINE=1 or the Hub cannot be reached.
+  The cached copy is used if HF_HUB_OFFLINE=1 or the Hub cannot be reached.
 
   Raises:
-    UserError: there is no such repository or revision, it needs a token, holds no portable model, or is not in the cache
-      and cannot be reached.
+    UserError: there is no such repository or revision, it needs a token, contains no portable model, or is neither in
+      the cache nor reachable.
   """
   from huggingface_hub import errors, snapshot_download
   repository, revision = _split(name)
@@ -45,25 +45,25 @@ def download(name: str, folder=None) -> str:
     place = snapshot_download(repository, revision=revision, allow_patterns=list(FILES),
                               local_dir=None if folder is None else os.fspath(folder))
   except errors.GatedRepoError as error:
-    raise UserError(f'{name}: its owner wants to be asked first: do so at https://huggingface.co/{repository}, and log '
-                    'in by `hf auth login`') from error
+    raise UserError(f'{name}: needs its owner\'s permission: request it at https://huggingface.co/{repository}, and log in '
+                    'with `hf auth login`') from error
   except errors.RevisionNotFoundError as error:
     raise UserError(f'{name}: the Hub has no revision {revision!r} of {repository}') from error
   except errors.RepositoryNotFoundError as error:
-    raise UserError(f'{name}: the Hub has no such model, or it is private: check the name, or log in by '
+    raise UserError(f'{name}: the Hub has no such model, or it is private: check the name, or log in with '
                     '`hf auth login`') from error
   except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-    raise UserError(f'{name}: is not in the cache, and the Hub cannot be asked ({_reason(error)})') from error
+    raise UserError(f'{name}: is not in the cache, and the Hub cannot be reached ({_reason(error)})') from error
   if not all(os.path.exists(os.path.join(place, file)) for file in (CONFIG, TENSORS)):
-    raise UserError(f'{name}: holds no model of this package ({CONFIG} and {TENSORS}); the authors\' files are opened '
+    raise UserError(f'{name}: contains no model of this package ({CONFIG} and {TENSORS}); open the authors\' files '
                     'by their names (m2d-clap models) or from a local path')
   return place
 
 
 def upload(folder, name: str, *, private: bool = False) -> str:
-  """Makes the repository where there is none, and puts a portable folder there -> its address.
+  """Uploads a portable folder, creating the repository if necessary -> its address.
 
-  A folder without a model card (README.md) is given one first, so that it can be looked at and goes up with the rest.
+  A model card (README.md) is first written into a folder without one, so that it can be reviewed and is uploaded too.
 
   Raises:
     UserError: the folder is not a portable model, there is no token that may write there, or the Hub cannot be reached.
@@ -72,7 +72,7 @@ def upload(folder, name: str, *, private: bool = False) -> str:
   repository, revision = _split(name)
   missing = [file for file in (CONFIG, TENSORS) if not os.path.exists(os.path.join(folder, file))]
   if missing:
-    raise UserError(f'{folder}: has no {" and no ".join(missing)}: make a portable folder of the model by '
+    raise UserError(f'{folder}: has no {" and no ".join(missing)}: make a portable folder of the model with '
                     '`m2d-clap convert MODEL FOLDER`')
   if not os.path.exists(os.path.join(folder, CARD)):
     save_card(read_portable(as_path(folder), {}), folder)
@@ -85,7 +85,7 @@ def upload(folder, name: str, *, private: bool = False) -> str:
                       commit_message='Portable model, by m2d-clap push')
   except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError, OSError) as error:
     code = getattr(getattr(error, 'response', None), 'status_code', None)
-    advice = 'log in by `hf auth login` with a token that may write there' if code in (401, 403) else 'try again later'
+    advice = 'log in with `hf auth login` with a token that may write there' if code in (401, 403) else 'try again later'
     raise UserError(f'{name}: cannot be written ({_reason(error)}): {advice}') from error
   return str(address)
 

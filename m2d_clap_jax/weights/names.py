@@ -1,13 +1,13 @@
-"""Names and layouts of the public PyTorch checkpoints and of our Flax parameters, as one table read in both directions.
+"""Names and layouts of the public PyTorch checkpoints and of the Flax parameters, as one table for both directions.
 
 A tensor of a public file has a flat name ('blocks.0.attn.qkv.weight'); here it has a tree and a path in it ('params',
 'encoder/blocks_0/attn/qkv/kernel'). The trees:
 
-  params: online network    target: moving average of the encoder    tables: fixed tables, as they came
+  params: online network    target: moving average of the encoder    tables: fixed tables, unchanged
   head, head_stats: linear classifier of a fine-tuned model, and the running statistics of the BatchNorm before it
 
 Layouts: linear weights [out, in] are transposed kernels; the patch embedding's convolution [D, 1, PF, PT] is the
-matrix [PF * PT, D]; the rest is as it is. Only shapes and names change, so that a round trip is bit-identical.
+matrix [PF * PT, D]; the rest is unchanged. Only shapes and names change, so a round trip is bit-identical.
 """
 import re
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ RULES = (
     *_leaves('text_proj', 'params', 'text_proj'),
     *_leaves('text_proj.0', 'params', 'text_proj/fc1'),
     *_leaves('text_proj.2', 'params', 'text_proj/fc2'),
-    # Of a fine-tuned model. The checkpoints wrap the encoder in one more module than the head.
+    # For fine-tuned models. The checkpoints wrap the encoder in one more module than the head.
     Rule('module.head.norm.running_mean', 'head_stats', 'mean'),
     Rule('module.head.norm.running_var', 'head_stats', 'var'),
     *_leaves('module.head.mlp.mlp.0', 'head', ''),
@@ -94,7 +94,7 @@ def torch_name(tree: str, path: str) -> str | None:
 
 
 def to_flax(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-  """Public names and layouts -> {tree: {path: array}}, views where a transposition is enough.
+  """Public names and layouts -> {tree: {path: array}}, as views where a transposition suffices.
 
   Raises:
     KeyError: a name that is not part of any model.
@@ -129,5 +129,5 @@ def to_torch(trees: Mapping[str, Mapping[str, np.ndarray]], patch_size: tuple[in
         value = value.T
       if name == 'patch_embed.proj.weight':
         value = value.reshape(-1, 1, *patch_size)
-      tensors[name] = np.ascontiguousarray(value).reshape(value.shape)  # which would make a scalar [1]
+      tensors[name] = np.ascontiguousarray(value).reshape(value.shape)  # ascontiguousarray turns a scalar into [1]
   return tensors

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: what their tensors and their folder's name tell about the model, and how they are written."""
+"""The authors' checkpoints: reads the model from tensors and folder name, and writes files of the same format."""
 import argparse
 import datetime
 import pathlib
@@ -15,14 +15,14 @@ from m2d_clap_jax.weights.files import in_place, read_tensors, text_prefix, unwr
 from m2d_clap_jax.weights.names import to_flax, to_torch
 
 MEL_BINS = 80
-NORM_STATS = (-7.1, 4.2)  # of AudioSet: what files without statistics were trained with
-FINETUNED, RUNTIME = 'module.ar.runtime.backbone.', 'backbone.'  # before the encoder's names, with a head, with text
+NORM_STATS = (-7.1, 4.2)  # of AudioSet, which files without statistics were trained with
+FINETUNED, RUNTIME = 'module.ar.runtime.backbone.', 'backbone.'  # prefixes of the encoder in files with head, with text
 
 
 def read_public(path: pathlib.Path, overrides: dict) -> Weights:
   """A .pth or .safetensors file of any released family -> Weights; overrides as in `weights.read`.
 
-  Tensors that the model has no place for are left out, which one line on standard error tells.
+  Tensors that do not belong to the model are ignored and listed in one line on standard error.
   """
   found = read_tensors(path)
   tensors, text, rest = unwrap(found)
@@ -40,7 +40,7 @@ def read_public(path: pathlib.Path, overrides: dict) -> Weights:
                     text_encoder=text_encoder(letter, encoder, model), text_prefix=text_prefix(found) or TEXT_PREFIX)
   check(weights)
   if rest:
-    print(f'notice: {path}: {len(rest)} tensors that the model has no place for are left out: {_grouped(rest)}',
+    print(f'notice: {path}: ignored {len(rest)} tensors that do not belong to the model: {_grouped(rest)}',
           file=sys.stderr)
   return weights
 
@@ -55,9 +55,9 @@ def _grouped(names) -> str:
 
 
 def name_fields(folder: str) -> dict:
-  """What a checkpoint's folder name tells, as in 'm2d_clap_vit_base-80x608p16x16-240128' or '...-80x1001p16x16p16kpA'.
+  """Parses a checkpoint's folder name, as in 'm2d_clap_vit_base-80x608p16x16-240128' or '...-80x1001p16x16p16kpA'.
 
-  Returns input_size, patch_size, sample_rate in Hz and the text encoder's letter, each if it is there.
+  Returns input_size, patch_size, sample_rate in Hz and the text encoder's letter, those that the name contains.
   """
   match = re.search(r'-(\d+)x(\d+)p(\d+)x(\d+)([^-]*)', folder)
   if not match:
@@ -72,7 +72,7 @@ def name_fields(folder: str) -> dict:
 
 
 def infer_model(tensors: dict[str, np.ndarray], known: dict, path) -> dict:
-  """Fields of `M2DCLAP` from shapes; `known` (from the folder's name and the caller) wins where shapes leave a choice."""
+  """Fields of `M2DCLAP` from shapes; `known` (from folder name and caller) decides where shapes are ambiguous."""
   shapes = {name: value.shape for name, value in tensors.items()}
   try:
     width = shapes['cls_token'][-1]
@@ -84,9 +84,9 @@ def infer_model(tensors: dict[str, np.ndarray], known: dict, path) -> dict:
                     ) from None
   if kernel[0] != width or not 0 < patch[0] <= MEL_BINS or not patch[1] or len(shapes) < 4 * depth:
     raise UserError(f'{path}: cls_token {shapes["cls_token"]}, patch_embed.proj.weight {kernel} and blocks up to number '
-                    f'{depth - 1} are of no encoder; copy or download the file again')
+                    f'{depth - 1} do not form an encoder; copy or download the file again')
   if tuple(known.get('patch_size', patch)) != tuple(patch):
-    raise UserError(f'{path}: its patches are {patch[0]}x{patch[1]}, where its folder (or the argument patch_size) says '
+    raise UserError(f'{path}: its patches are {patch[0]}x{patch[1]}, but its folder (or the argument patch_size) says '
                     f'{known["patch_size"][0]}x{known["patch_size"][1]}: correct the name or the argument')
   fields = {'patch_size': tuple(patch), 'width': width, 'depth': depth, 'heads': max(1, width // 64)}
   if 'pos_embed' in shapes:
@@ -97,7 +97,7 @@ def infer_model(tensors: dict[str, np.ndarray], known: dict, path) -> dict:
                     'input size: give input_size=(80, FRAMES)')
   stats = tensors.get('norm_stats')
   if stats is not None and stats.shape != (2,):
-    raise UserError(f'{path}: norm_stats has shape {stats.shape} where it is a mean and a deviation')
+    raise UserError(f'{path}: norm_stats has shape {stats.shape} instead of a mean and a deviation')
   fields['norm_stats'] = NORM_STATS if stats is None else tuple(float(x) for x in stats)
   fields |= _predictor_fields(shapes, width, patch) | _clap_fields(shapes, width)
   return fields | known
@@ -133,7 +133,7 @@ def _clap_fields(shapes, width: int) -> dict:
 
 
 def text_encoder(letter: str, name: str | None, model: dict) -> dict | None:
-  """The description of the captions' encoder, None without a CLAP head."""
+  """Description of the captions' encoder, None without a CLAP head."""
   if model['text_width'] is None:
     return None
   known, pooling = TEXT_ENCODERS[letter]
@@ -146,7 +146,7 @@ def _count(shapes, blocks: str) -> int:
 
 
 def public_tensors(weights: Weights) -> dict[str, np.ndarray]:
-  """All tensors under their public names, with the fixed tables that the public files have."""
+  """All tensors under their public names, including the fixed tables of public files."""
   complete = weights.with_tables()
   tensors = to_torch(complete.trees, complete.network().patch_size)
   wrapper = FINETUNED if 'head' in weights.trees else RUNTIME if weights.text else ''
@@ -156,7 +156,7 @@ def public_tensors(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def model_name(weights: Weights) -> str:
-  """What the authors call a model, as in 'm2d_clap_vit_base'."""
+  """The authors' name for this kind of model, as in 'm2d_clap_vit_base'."""
   network = weights.network()
   kind = 'm2d_clap' if network.text_width is not None else 'msm_mae' if network.predict == 'pixels' else 'm2d'
   size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(network.width, f'w{network.width}')
@@ -164,9 +164,9 @@ def model_name(weights: Weights) -> str:
 
 
 def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
-  """The authors' folder name, from which their tools take input size, patch size, rate and text encoder.
+  """The authors' folder name, from which their tools read input size, patch size, rate and text encoder.
 
-  Without letters they take 16 kHz and GTE-base. 'p16k' stands wherever letters follow.
+  Without letters they assume 16 kHz and GTE-base. 'p16k' is written whenever letters follow.
   """
   network = weights.network()
   letters = _letters(weights)
@@ -176,11 +176,11 @@ def checkpoint_folder(weights: Weights, day: datetime.date) -> str:
 
 
 def _letters(weights: Weights) -> str:
-  """'pBpTI' of a model with a BERT inside, 'pN' of one with NV-Embed-v2's captions, '' for GTE-base."""
+  """'pBpTI' for a model with a BERT inside, 'pN' for one with NV-Embed-v2 captions, '' for GTE-base."""
   about = weights.text_encoder
   if not about:
     return ''
-  if weights.text:  # a BERT of any name, which is pooled as the letter says
+  if weights.text:  # a BERT of any name; the letter states its pooling
     return {'mean': 'pA', 'cls': 'pB'}.get(about['pooling'], '') + 'pTI'
   known = {name: letter for letter, (name, _) in TEXT_ENCODERS.items()}
   letter = known.get(about['name'], 'A')
@@ -188,7 +188,7 @@ def _letters(weights: Weights) -> str:
 
 
 def run_arguments(weights: Weights, epoch: int) -> argparse.Namespace:
-  """What the authors' tools read of the run that made a checkpoint: plain values, as far as they are known here."""
+  """The arguments of a checkpoint's run that the authors' tools read: plain values, as far as known here."""
   network, encoder = weights.network(), weights.text_encoder or {}
   return argparse.Namespace(
       model=model_name(weights), input_size=list(network.input_size), patch_size=list(network.patch_size),
@@ -200,7 +200,7 @@ def run_arguments(weights: Weights, epoch: int) -> argparse.Namespace:
 def save_pth(weights: Weights, folder, epoch: int = 0):
   """Writes FOLDER/m2d_clap_vit_base-80x608p16x16-YYMMDD/checkpoint-EPOCH.pth, which the authors' tools load -> its path.
 
-  Entries: `model` and `epoch`; of a model that pre-training can go on from also `args`, see `run_arguments`.
+  Entries: `model` and `epoch`; for a model that pre-training can continue from also `args`, see `run_arguments`.
 
   Raises:
     UserError: torch is not installed, or the folder cannot be written.
@@ -214,7 +214,7 @@ def save_pth(weights: Weights, folder, epoch: int = 0):
   path = as_path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'
 
   content = {'model': tensors, 'epoch': epoch}
-  if weights.complete:  # torch's weights-only loading refuses a Namespace: files for inference do without
+  if weights.complete:  # torch's weights-only loading refuses a Namespace, so files for inference omit it
     content['args'] = run_arguments(weights, epoch)
   in_place(path, lambda temporary: torch.save(content, temporary))
   return path

@@ -1,8 +1,8 @@
-"""The authors' released models by their names: fetched once, checked, and kept in a cache folder.
+"""The authors' released models by name: downloaded once, verified, and kept in a cache folder.
 
-The folder is $M2D_CLAP_HOME, else this package's in the user's cache folder. In it NAME/ holds the checkpoint, and NAME.json the
-SHA-256 of the zip and of the checkpoint at the first fetch: the authors publish none, so later ones are held against the first.
-A NAME.zip or a folder NAME that was put there by hand is taken as if it had been fetched.
+The cache is $M2D_CLAP_HOME, or this package's folder in the user's cache folder. In it NAME/ contains the checkpoint, and
+NAME.json the SHA-256 of the zip and of the checkpoint at the first download: the authors publish no hashes, so later files
+are compared with the first. A NAME.zip or a folder NAME that was put there by hand counts as downloaded.
 """
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ GTE, BERT = 'GTE-base', 'BERT-base, inside the file'
 
 
 class Released(NamedTuple):
-  """A released model; text: the encoder of its captions; gigabytes: of the download, where known."""
+  """A released model. text: the encoder of its captions; gigabytes: size of the download, if known."""
   tag: str
   about: str
   frames: int
@@ -73,7 +73,7 @@ def url(name: str) -> str:
 
 
 def home() -> pathlib.Path:
-  """The cache folder; it need not exist. UserError where $M2D_CLAP_HOME is in a store."""
+  """The cache folder, which need not exist. UserError if $M2D_CLAP_HOME is in a store."""
   place = os.environ.get(HOME)
   if not place:
     import pooch
@@ -84,29 +84,29 @@ def home() -> pathlib.Path:
 
 
 def cached(name: str) -> pathlib.Path | None:
-  """The checkpoint of a model that need not be fetched any more, unchecked; None of the others."""
+  """The cached checkpoint of a model, unverified; None if it is not cached."""
   files = _checkpoints(home() / name)
   return files[0] if len(files) == 1 else None
 
 
 def fetch(name: str) -> pathlib.Path:
-  """A released model's checkpoint, NAME/FILE.pth in the cache; without the network where it is there already.
+  """A released model's checkpoint, NAME/FILE.pth in the cache, downloaded if it is not there.
 
   Raises:
-    UserError: cannot be fetched, unpacked or written; is not what was fetched at first; PyTorch is missing.
+    UserError: it cannot be downloaded, unpacked or written, or differs from the first download; PyTorch is missing.
   """
   with _disk_failures(name):
     checkpoint = _unchanged(name)
     if checkpoint is None:
       with _alone(name):
-        checkpoint = _unchanged(name) or _take(name)  # the one that was waited for may have fetched it
+        checkpoint = _unchanged(name) or _take(name)  # another process may have fetched it meanwhile
   return checkpoint
 
 
 def _take(name: str) -> pathlib.Path:
-  """What was put here by hand, or else the download, is unpacked and recorded -> the checkpoint."""
+  """Unpacks and records the zip, put here by hand or else downloaded -> the checkpoint."""
   from m2d_clap_jax.weights import download
-  if importlib.util.find_spec('torch') is None:  # better told before than after a gigabyte
+  if importlib.util.find_spec('torch') is None:  # report this before downloading a gigabyte
     raise UserError(f"{name}: is a .pth file, which PyTorch reads: pip install -e '.[torch]'")
   folder, archive, known = home() / name, home() / f'{name}.zip', _record(name)
   print(f'notice: {name}: its licence is {LICENCE}', file=sys.stderr)
@@ -127,25 +127,25 @@ def _take(name: str) -> pathlib.Path:
   _compare(name, checkpoint, own, known.get('sha256'))
   _save_record(name, {'url': url(name), 'zip_sha256': digest, 'file': checkpoint.name, 'sha256': own,
                       'stamp': _stamp(checkpoint)})
-  archive.unlink(missing_ok=True)  # as large as what was in it
+  archive.unlink(missing_ok=True)  # as large as its contents
   return checkpoint
 
 
 def _may_hold(folder: str, name: str) -> bool:
-  """Whether a folder in the zip may be the model's: it is not named after another, nor for other input, patches or rate."""
+  """Whether a folder in the zip may be the model's: not the name of another, nor of other input, patches or rate."""
   fields = name_fields(folder)
   return folder == name or folder not in RELEASED and (not fields or fields == name_fields(name))
 
 
 def _unchanged(name: str) -> pathlib.Path | None:
-  """The recorded checkpoint, None where there is none. It is hashed again only where its size or date has changed."""
+  """The recorded checkpoint, None without one. It is hashed again only if its size or date has changed."""
   known = _record(name)
   checkpoint = home() / name / known.get('file', '')
   if not known or not checkpoint.is_file():
     return None
   if known['stamp'] != _stamp(checkpoint):
     _compare(name, checkpoint, _sha256(checkpoint), known['sha256'])
-    with contextlib.suppress(OSError):  # a cache that others fill: then it is hashed each time
+    with contextlib.suppress(OSError):  # a read-only cache: then it is hashed each time
       _save_record(name, known | {'stamp': _stamp(checkpoint)})
   return checkpoint
 
@@ -153,8 +153,8 @@ def _unchanged(name: str) -> pathlib.Path | None:
 def _compare(name: str, file: pathlib.Path, digest: str | None, known: str | None):
   if known not in (None, digest):
     whole = file if file.suffix == '.zip' else file.parent
-    raise UserError(f'{file}: is not what was fetched at first: its SHA-256 is {digest}, recorded is {known}; delete '
-                    f'{whole} to fetch it anew, or {_record_file(name)} to take what comes now')
+    raise UserError(f'{file}: has changed since the first download: its SHA-256 is {digest}, the recorded one {known}; delete '
+                    f'{whole} to download it again, or {_record_file(name)} to accept the new file')
 
 
 def _record_file(name: str) -> pathlib.Path:
@@ -162,15 +162,15 @@ def _record_file(name: str) -> pathlib.Path:
 
 
 def _record(name: str) -> dict:
-  """{} before the first fetch."""
+  """The recorded hashes; {} before the first download."""
   try:
     known = json.loads(_record_file(name).read_text(encoding='utf-8'))
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError) as error:
-    raise UserError(f'{_record_file(name)}: cannot be read ({error}); delete it, and the hashes are recorded anew') from None
+    raise UserError(f'{_record_file(name)}: cannot be read ({error}); delete it to record the hashes again') from None
   if not isinstance(known, dict) or not {'file', 'sha256', 'stamp', 'zip_sha256'} <= known.keys():
-    raise UserError(f'{_record_file(name)}: is no record of a fetched model; delete it, and one is written anew')
+    raise UserError(f'{_record_file(name)}: is not a record of a downloaded model; delete it to record the hashes again')
   return known
 
 
@@ -195,14 +195,14 @@ def _checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
 def _checkpoint(folder: pathlib.Path) -> pathlib.Path:
   files = _checkpoints(folder)
   if len(files) != 1:
-    raise UserError(f'{folder}: holds {len(files)} checkpoints (.pth) where one is expected: '
-                    + ('open one by its path' if files else 'put it there, or delete the folder to fetch it anew'))
+    raise UserError(f'{folder}: contains {len(files)} checkpoints (.pth) where one is expected: '
+                    + ('open one by its path' if files else 'put it there, or delete the folder to download it again'))
   return files[0]
 
 
 @contextlib.contextmanager
 def _alone(name: str) -> Iterator[None]:
-  """Keeps other processes from fetching the same model meanwhile; waits for one that does."""
+  """Prevents other processes from fetching the same model; waits for one that does."""
   home().mkdir(parents=True, exist_ok=True)
   lock = home() / f'.{name}.lock'
   with contextlib.ExitStack() as stack:
@@ -220,4 +220,4 @@ def _disk_failures(name: str) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(f'{name}: {error.filename or home()} cannot be read or written ({error.strerror or error}): free space, or '
-                    f'name another cache folder by {HOME}; what has been fetched is kept') from error
+                    f'name another cache folder with {HOME}; what has been downloaded is kept') from error

@@ -6,26 +6,32 @@ from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.paths import is_remote
+from m2d_clap_jax.text.flax_bert import to_torch
 from m2d_clap_jax.train.checkpoint import read_parameters
 from m2d_clap_jax.weights import description
 from m2d_clap_jax.weights.core import Weights, check
 
 
 def read_run(workdir) -> Weights:
-  """Weights of the newest checkpoint in a pre-training run's workdir; UserError where there is none."""
-  step, params, target, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
+  """Weights of the newest checkpoint in the workdir of a run of pre-training or of a stage after it, which has a text
+  encoder of its own; UserError where there is none."""
+  step, arrays, meta = read_parameters(workdir if is_remote(workdir) else workdir.resolve())
   if 'norm_stats' not in meta:
     raise UserError(f'{workdir}: is a fine-tuning run; its classifier is in {workdir / "best"}')
   fields.check(meta, description.RUN, f'{workdir}, step {step}: ', 'its description is damaged: use another run')
-  model = {key: tuple(value) if isinstance(value, list) else value for key, value in meta['settings']['model'].items()
+  model = {key: tuple(value) if isinstance(value, list) else value
+           for key, value in meta.get('model', meta['settings']['model']).items()
            if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
   model['norm_stats'] = tuple(meta['norm_stats'])
   encoder = meta['text_encoder']
   if model['text_width'] is None:
     encoder = None
+  params = {**arrays.get('frozen', {}), **arrays['params']}
+  text = params.pop('text_encoder', {}) | params.pop('text_pooler', {})
   trees = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
-           for tree, leaves in (('params', params), ('target', target)) if leaves}
-  weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'],
+           for tree, leaves in (('params', params), ('target', arrays.get('target_params')), ('tables', arrays.get('tables')))
+           if leaves}
+  weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
                     text_encoder=encoder and {'pooling': 'mean', **encoder}, source=str(workdir), step=step)
   check(weights)
   return weights

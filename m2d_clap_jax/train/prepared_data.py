@@ -1,0 +1,62 @@
+"""The prepared folders that a run trains on."""
+import dataclasses
+from collections.abc import Sequence
+
+from m2d_clap_jax.data.mixture import Mixture, check_settings
+from m2d_clap_jax.data.order import Order
+from m2d_clap_jax.data.read import Folder, Split
+from m2d_clap_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+  """folder: the first one, whose settings are those of all; meta: its prepare.json, with the mean and deviation of all;
+  split: the clips; sizes, labels, weights: of the folders where there are several, else None."""
+  folder: Folder
+  meta: dict
+  split: Split | Mixture
+  sizes: list[int] | None = None
+  labels: list[str] | None = None
+  weights: Sequence[float] | None = None
+
+  def about(self) -> dict:
+    """What a checkpoint records of the data that it was trained on, as JSON data."""
+    return {'logmel': self.meta['logmel'], 'text_encoder': self.meta['text_encoder'],
+            'data': {'clips': self.split.num_clips, 'fingerprint': self.split.fingerprint}}
+
+  def log_counts(self, order: Order, step: int, state, log):
+    """How many clips of each folder the run has seen, as an action of `train.loop`."""
+    del state
+    if self.labels:
+      log.write(step, {f'clips/{label}': int(n) for label, n in zip(self.labels, order.counts(step))})
+
+
+def open_data(captions: bool, *, folder: str, split: str = 'train', sample_rate: int = 16000, demo: bool = False,
+              damaged: str = 'fail', weights: Sequence[float] | None = None) -> PreparedData:
+  """Opens one prepared folder, or several with commas between them; with `demo`, makes the demo corpus there first.
+
+  captions: whether their embeddings are used, so that they must be of one encoder.
+  """
+  if demo:
+    from m2d_clap_jax.demo.corpus import ensure
+    folder = str(ensure(folder))
+  names = [name.strip() for name in folder.split(',') if name.strip()]
+  if not names:
+    raise UserError('config.data.folder is empty: give --config.data.folder=FOLDER, made by `m2d-clap prepare`, or try '
+                    '--config=configs/pretrain.py:demo')
+  folders = [Folder(name) for name in names]
+  for name, opened in zip(names, folders):
+    rate = opened.meta['logmel']['sample_rate']
+    if rate != sample_rate:
+      raise UserError(f'{name}: log-mels are of {rate} Hz audio where config.data.sample_rate is {sample_rate}: change one '
+                      'of them')
+  if weights is not None and (len(weights) != len(names) or min(weights) <= 0):
+    raise UserError(f'config.data.weights={tuple(weights)}: needs a number above 0 for each of the {len(names)} folders in '
+                    'config.data.folder')
+  check_settings([opened.meta for opened in folders], names, captions)
+  splits = [opened.split(split, damaged) for opened in folders]
+  if len(splits) == 1:
+    return PreparedData(folders[0], folders[0].meta, splits[0])
+  mixture = Mixture(splits, names)
+  return PreparedData(folders[0], folders[0].meta | {'mean': mixture.mean, 'std': mixture.std}, mixture, mixture.sizes,
+                      mixture.labels, weights)
