@@ -48,8 +48,10 @@ def stage2():
   config.mesh = ConfigDict({'fsdp': placeholder(int)})  # as in pretrain.py
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})
   config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
-  config.log_every = 50  # steps, as the next
+  config.log_every = 50  # steps, as all that follow
   config.save_every = 1000
+  config.evals_every = 1000
+  config.evals = ConfigDict()  # as in pretrain.py; captions go through the text encoder as it is then
   return config
 
 
@@ -69,6 +71,7 @@ def small_2s():
   config.schedule.update({'base_learning_rate': 4e-4, 'warmup_epochs': 3.0})
   config.log_every = 20
   config.save_every = 490
+  config.evals_every = 490
   return config
 
 

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import m2d_clap_jax
 from m2d_clap_jax import sharding
@@ -69,7 +70,10 @@ def trained(place, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('trained')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clap.sharding, 'make_mesh', functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-    clap.run(get_config(options(place, **{'schedule.base_learning_rate': 0.1, 'schedule.warmup_epochs': 0.0})), workdir)
+    config = get_config(options(place, evals_every=4, **{'schedule.base_learning_rate': 0.1, 'schedule.warmup_epochs': 0.0}))
+    config.evals = ConfigDict({'found': {'kind': 'retrieval', 'split': 'train'},
+                               'sound': {'kind': 'zeroshot', 'split': 'train', 'template': '{} kind'}})
+    clap.run(config, workdir)
   return workdir
 
 
@@ -85,6 +89,13 @@ def test_the_audio_encoder_stays_and_the_rest_learns(place, trained):
   assert rows[4]['clips/a'] + rows[4]['clips/b'] == 32
   assert (rows[4]['clips/a'], rows[4]['clips/b']) == (20, 12)  # 4 batches of 8: each clip once
   assert {'loss', 'loss_clap', 'grad_norm', 'logit_scale', 'learning_rate', 'retrieval_text_to_audio'} <= set(rows[4])
+
+
+def test_evaluations_take_the_text_encoder_as_it_is_then(trained):
+  rows = losses(trained)
+  for name in ('found/text_to_audio/mAP@10', 'sound/accuracy'):
+    assert 0 <= rows[0][name] <= 1 and 0 <= rows[4][name] <= 1
+  assert rows[0]['found/text_to_audio/mAP@10'] != rows[4]['found/text_to_audio/mAP@10']
 
 
 def test_a_finished_run_is_a_model_with_its_own_text_encoder(trained, tmp_path):

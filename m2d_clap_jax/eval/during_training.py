@@ -1,7 +1,8 @@
 """Evaluations of a model in training: a prepared folder in, numbers and figures out.
 
 An evaluator is called with `encode(split) -> (features [n, f * D], audio embeddings [n, E] or None, clips)` and
-`project_text(embeddings [C, width]) -> [C, E]`, so that it knows neither models nor devices.
+`project_text(embeddings [C, width]) -> [C, E]`, so that it knows neither models nor devices; and with `embed(captions) ->
+[C, E]` where the text encoder is in training, too, else None: then frozen embeddings count.
 """
 import functools
 import json
@@ -49,13 +50,13 @@ class ZeroShot:
     self.classes, self.multi_label = classes and list(classes), multi_label
     self.templates = (template,) if isinstance(template, str) else tuple(template)
 
-  def __call__(self, encode, project_text) -> Result:
+  def __call__(self, encode, project_text, embed=None) -> Result:
     _, audio, clips = encode(self.split)
     _need_clap(audio, 'zero-shot evaluation')
     classes, targets = _targets(clips, self.classes, self.split, self.multi_label)
     names = [name.replace('_', ' ') for name in classes]
     captions = tuple(template.replace('{}', name) for template in self.templates for name in names)
-    text = normalise(project_text(_embed(_encoder_key(self.folder), captions)))
+    text = normalise(embed(captions) if embed else project_text(_embed(_encoder_key(self.folder), captions)))
     text = text.reshape(len(self.templates), len(classes), -1).mean(axis=0)
     if self.multi_label:
       precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
@@ -85,8 +86,8 @@ class Linear:
     self.classes, self.multi_label = classes and list(classes), multi_label
     self.seed, self.protocol = seed, protocol
 
-  def __call__(self, encode, project_text) -> Result:
-    del project_text
+  def __call__(self, encode, project_text, embed=None) -> Result:
+    del project_text, embed
     classes, features, targets, rows, start = self.classes, [], [], {'valid': np.array([], int)}, 0
     for name, split in self.splits.items():
       if split:
@@ -119,8 +120,8 @@ class LogisticProbe:
     self.train, self.test = folder.split(train_split), folder.split(split)
     self.classes, self.C = classes and list(classes), C
 
-  def __call__(self, encode, project_text) -> Result:
-    del project_text
+  def __call__(self, encode, project_text, embed=None) -> Result:
+    del project_text, embed
     train_x, _, clips = encode(self.train)
     classes, train_y = _targets(clips, self.classes, self.train)
     test_x, _, clips = encode(self.test)
@@ -137,14 +138,17 @@ class Retrieval:
   def __init__(self, folder: str, split: str = 'test'):
     self.split = Folder(folder).split(split)
 
-  def __call__(self, encode, project_text) -> Result:
+  def __call__(self, encode, project_text, embed=None) -> Result:
     _, audio, clips = encode(self.split)
     _need_clap(audio, 'retrieval')
-    counts = [0 if clip.caption_embeddings is None else len(clip.caption_embeddings) for clip in clips]
+    captions = [clip.captions if embed else () if clip.caption_embeddings is None else np.float32(clip.caption_embeddings)
+                for clip in clips]
+    counts = list(map(len, captions))
     if not all(counts):
-      raise UserError(f'{clips[counts.index(0)].key} in split {self.split.name!r} has no caption embeddings, which '
-                      'retrieval needs: prepare the data with captions and --text_encoder')
-    text = project_text(np.concatenate([np.float32(clip.caption_embeddings) for clip in clips]))
+      raise UserError(f'{clips[counts.index(0)].key} in split {self.split.name!r} has no caption'
+                      + ('' if embed else ' embeddings') + ', which retrieval needs: prepare the data with captions'
+                      + ('' if embed else ' and --text_encoder'))
+    text = embed(sum(captions, [])) if embed else project_text(np.concatenate(captions))
     similarity = normalise(audio) @ normalise(text).T
     both = metrics.audio_text_retrieval(similarity, np.repeat(np.arange(len(clips)), counts))
     return Result({f'{direction}/{name}': value for direction in ('text_to_audio', 'audio_to_text')
@@ -175,27 +179,34 @@ class Evaluations:
     split: the training clips.
     evaluators: name -> evaluator.
     watchdog: of `train.faults`; scores are computed unwatched, because they may take long and wait for nobody.
+    variables: state -> what the model is applied with.
+    embed: (state, captions) -> [C, E], where the text encoder is in training.
   """
 
-  def __init__(self, model: M2DCLAP, mesh, split: Split, evaluators: dict[str, Callable], watchdog):
+  def __init__(self, model: M2DCLAP, mesh, split: Split, evaluators: dict[str, Callable], watchdog, *,
+               variables: Callable = lambda state: {'params': state.params}, embed: Callable | None = None):
     self._split, self._evaluators, self._watchdog = split, evaluators, watchdog
+    self._variables, self._embed = variables, embed
     self._encode = SplitEncoder(model, mesh, watchdog.beat)
-    self._project_text = jax.jit(functools.partial(_project_text, model=model))
+    self._project_text = jax.jit(functools.partial(project_text, model=model))
 
   def statistics(self, step: int, state, log):
     """Logs effective rank and the like of the features of the first training clips."""
-    features, _, _ = self._encode(state.params, self._split, STATISTICS_CLIPS)
+    features, _, _ = self._encode(self._variables(state), self._split, STATISTICS_CLIPS)
     log.write(step, {f'features/{name}': value for name, value in statistics(features).items()})
     self._watchdog.beat(f'the statistics of step {step}')
 
   def evaluate(self, step: int, state, log):
     """Runs the evaluators; logs and prints their scores, draws their figures and the curves so far."""
+    variables = self._variables(state)
+
     def encode(split):
-      found = self._encode(state.params, split)
+      found = self._encode(variables, split)
       self._watchdog.rest()
       return found
     for name, evaluator in self._evaluators.items():
-      scalars, figures = evaluator(encode, functools.partial(self._project_text, state.params))
+      scalars, figures = evaluator(encode, functools.partial(self._project_text, variables),
+                                   self._embed and functools.partial(self._embed, state))
       self._watchdog.beat(f'evaluation {name} of step {step}')
       log.write(step, {f'{name}/{key}': value for key, value in scalars.items()})
       shown = [f'{key} {value:.1f}' if key.endswith('rank') else f'{key} {100 * value:.1f}%'
@@ -209,8 +220,8 @@ class Evaluations:
       plots.loss_curves(log.history(), log.workdir / 'curves.png')
 
 
-def _project_text(params, text, *, model):
-  return model.apply({'params': params}, text, method='project_text')
+def project_text(variables, text, *, model: M2DCLAP):
+  return model.apply(variables, text, method='project_text')
 
 
 def _targets(clips, classes, split: Split, multi_label: bool = False) -> tuple[list[str], np.ndarray]:

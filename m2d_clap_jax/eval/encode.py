@@ -15,7 +15,7 @@ BATCH = 64
 
 
 class SplitEncoder:
-  """`encoder(params, split)` -> (features [n, f * D], audio embeddings [n, E] or None, clips without their log-mels).
+  """`encoder(variables, split)` -> (features [n, f * D], audio embeddings [n, E] or None, clips without their log-mels).
 
   Each process reads only the clips of its own devices, and all receive the whole result, so that each can compute the
   same scores.
@@ -29,7 +29,7 @@ class SplitEncoder:
     features = functools.partial(_clip_features, model=model)
     self._features = jax.jit(features, out_shardings=sharding.replicated(mesh))
 
-  def __call__(self, params, split: Split, limit: int | None = None):
+  def __call__(self, variables, split: Split, limit: int | None = None):
     count = min(split.num_clips, limit or split.num_clips)
     size = -(-min(BATCH, count) // self._mesh.size) * self._mesh.size  # one shape, one compilation
     outputs, clips = [], {}
@@ -42,12 +42,12 @@ class SplitEncoder:
           clips[number] = dataclasses.replace(clip, logmel=None)
         return logmels
       logmels = sharding.rows_on_devices(self._mesh, (size, *self._model.input_size), read)
-      outputs.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], self._features(params, logmels)))
+      outputs.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], self._features(variables, logmels)))
       self._progress(f'clip {start} of {split.name}')
     features, audio = zip(*outputs)
     return (np.concatenate(features), None if audio[0] is None else np.concatenate(audio),
             list(sharding.join(clips).values()))
 
 
-def _clip_features(params, logmel, *, model):
-  return model.apply({'params': params}, logmel, method='clip_features')
+def _clip_features(variables, logmel, *, model):
+  return model.apply(variables, logmel, method='clip_features')

