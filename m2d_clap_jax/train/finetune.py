@@ -29,10 +29,18 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
 )
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup, warmup_notice
+from m2d_clap_jax.train.optim import cosine_behind_warmup, warmup_notice
 from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
-from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
+from m2d_clap_jax.train.task_data import (
+  Data,
+  count_parameters,
+  make_augmentation,
+  make_classifier,
+  note,
+  open_data,
+  optimizer_of,
+)
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.run import classifier_variables, classifier_weights
 from m2d_clap_jax.workdir import own_workdir
@@ -101,26 +109,6 @@ def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: 
                                         'fingerprint': weights.fingerprint if weights else 'at random'},
         'clips': {'used': len(opened.clips), 'rejected': found.rejected}})
     print((workdir / report.TABLE).read_text())
-
-
-def optimizer_of(options: dict):
-  """{'name': 'sgd', ...} -> function of the learning rate; options that are None keep the optimizer's defaults."""
-  options = {key: value for key, value in options.items() if value is not None}
-  name = options.pop('name', None)
-  if name not in FINE_TUNING:
-    raise UserError(f'config.optim.name={name!r}: unknown; known: {", ".join(FINE_TUNING)}')
-  return bind(FINE_TUNING[name], options, 'config.optim', given=('learning_rate',))
-
-
-def make_augmentation(options: dict) -> Augmentation:
-  made = bind(Augmentation, options, 'config.augmentation')()
-  if made.mixup_on not in ('waves', 'logmel'):
-    raise UserError(f"config.augmentation.mixup_on={made.mixup_on!r}: unknown; known: waves, logmel")
-  if made.mixup < 0:
-    raise UserError(f'config.augmentation.mixup={made.mixup}: Beta(a, a) needs a above 0; 0 is no mixup')
-  if not 0 <= made.patchout < 1:
-    raise UserError(f'config.augmentation.patchout={made.patchout}: must be a share from 0 to below 1')
-  return made
 
 
 @dataclasses.dataclass(frozen=True)
