@@ -25,7 +25,7 @@ CONFIG = {'model': MODEL, 'sample_rate': _SAMPLE_RATE,
           'classes': Nullable([text()]), 'step': whole(), 'tensors_checksum': Optional(text())}
 # The JSON data of a pre-training checkpoint.
 RUN = {'settings': {'model': MODEL | {'norm_stats': Optional(Nullable(_NORM_STATS))}}, 'norm_stats': _NORM_STATS,
-       'text_encoder': Nullable(_ENCODER), 'logmel': {'sample_rate': _SAMPLE_RATE}}
+       'model': Optional(MODEL), 'text_encoder': Nullable(_ENCODER), 'logmel': {'sample_rate': _SAMPLE_RATE}}
 
 
 def check_network(network: M2DCLAP, where: str):
