@@ -6,14 +6,13 @@ import re
 import sys
 import traceback
 
-# TensorFlow only reads and writes files here; this hides its start-up notices. Must be set before it is imported.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, end_on_interrupt, interrupts_in_one_line
+from m2d_clap_jax.startup import missing_device, prepare_process
 
 INTERRUPTED = 'interrupted; the same command continues from the newest checkpoint'
 if __name__ == '__main__':
   end_on_interrupt(INTERRUPTED)  # the imports take seconds
+prepare_process()
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -29,6 +28,8 @@ DRIVERS = {'pretrain': ('m2d_clap_jax.train.pretrain', 'run'),
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to do, e.g. configs/pretrain.py:demo', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and figures go; a run there is continued.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the processes of a pod or cluster (jax.distributed).')
+_PRINT = '--config.print=True'  # shows the whole configuration and stops
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Open the data, make the model, show its memory, and stop before training.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 _PROCESS = flags.DEFINE_string('process', None, 'I/N: this is process I, from 0, of N; with --coordinator.')
 _PEER_TIMEOUT = flags.DEFINE_integer(
@@ -46,8 +47,11 @@ def run():
     join_processes(_PEER_TIMEOUT.value, **by_hand(_COORDINATOR.value, _PROCESS.value))
   workdir = _WORKDIR.value or os.path.join('runs', *([config.job, config.task] if 'task' in config else [config.job]))
   module, function = DRIVERS[config.job]
+  if _DRY_RUN.value and config.job not in ('pretrain', 'finetune'):
+    raise UserError(f'--dry_run: is for training; config.job={config.job} has nothing to stop before')
   getattr(importlib.import_module(module), function)(
-      config, workdir if '://' in workdir else os.path.abspath(os.path.expanduser(workdir)))
+      config, workdir if '://' in workdir else os.path.abspath(os.path.expanduser(workdir)),
+      **{'dry_run': True} if _DRY_RUN.value else {})
 
 
 def by_hand(coordinator, process) -> dict:
@@ -83,9 +87,15 @@ def main(argv):
 
 def parse(argv):
   """absl's parser; errors, including those of configuration files, become one line with the line number in the file."""
+  printing = _PRINT in sys.argv
+  if printing:
+    sys.argv.remove(_PRINT)  # ml_collections would look for a key of that name
   try:
     rest = flags.FLAGS(argv)
     getattr(_CONFIG.value, 'job', None)  # a file that cannot be loaded fails only here
+    if printing and _CONFIG.value is not None:
+      print(_CONFIG.value, end='')
+      sys.exit()
     return rest
   except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError,
           ValueError) as error:
@@ -123,6 +133,11 @@ if __name__ == '__main__':
       app.run(main, flags_parser=parse)
   except UserError as error:
     print(f'error: {error}{line_of_key(error)}', file=sys.stderr)
+    sys.exit(2)
+  except (RuntimeError, AssertionError):
+    if not (reason := missing_device()):
+      raise
+    print(f'error: {reason}', file=sys.stderr)
     sys.exit(2)
   except Preempted as notice:
     print(f'preempted: {notice}', file=sys.stderr)

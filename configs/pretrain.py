@@ -104,7 +104,11 @@ def small_2s():
   config.model.update({
       'width': 192, 'depth': 6, 'heads': 3, 'predictor_width': 128, 'predictor_depth': 2, 'predictor_heads': 4,
       'input_size': (80, 208), 'text_width': 384, 'dtype': 'float32'})
-  config.schedule = ConfigDict({'base_learning_rate': 4e-3, 'warmup_steps': 196})
+  config.schedule = ConfigDict({
+      'base_learning_rate': 4e-3,
+      'warmup_share': 0.1,  # of all steps
+      'warmup_steps': placeholder(int),  # if given, instead
+  })
   config.ema.update({'start': 0.99, 'end': 0.9995})
   config.loss.clap_weight = 1.0
   config.log_every = 20
@@ -118,7 +122,6 @@ def demo():
   config = small_2s()
   config.data.update({'demo': True, 'folder': 'data/demo'})
   config.steps = 480
-  config.schedule.warmup_steps = 48
   config.save_every = 160
   config.statistics_every = 160
   config.evals_every = 480

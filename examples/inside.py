@@ -45,7 +45,7 @@ plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', titl
 
 # %%
 maps = {f'head {i + 1}': heads for i, heads in enumerate(attention[-1][:4])}
-plots.attention_maps(logmel, maps, 'attention.png', title=sound)
+plots.attention_maps(logmel, maps, 'attention.png', spec=model.logmel, title=sound)
 
 # %% [markdown]
 # Similarity of the sound's frames: blocks along the diagonal are stretches that sound alike.

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from m2d_clap_jax import sharding
@@ -14,14 +13,14 @@ from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.models import inference
-from m2d_clap_jax.weights import Weights, read
+from m2d_clap_jax.weights import Weights, family, read
 
 TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot classification
 BATCH_NORM_EPSILON = 1e-5
 # Tokens that the semantic projector sees at once: 64 chunks of 190. Its cost grows with their square.
 MOST_TOKENS = 64 * 190
+FEWEST_TEXTS = 8  # that are projected at once: filled up
 
 
 def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 'Pipeline':
@@ -71,6 +70,13 @@ class Pipeline:
     self._pooled = jax.jit(functools.partial(inference.pooled, network=self.network))
     self._columns = jax.jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
     self._project = jax.jit(functools.partial(inference.project, network=self.network))
+    self._project_text = jax.jit(functools.partial(inference.project_text, network=self.network))
+
+  def __repr__(self) -> str:
+    seconds = self.network.input_size[1] * self.logmel.hop / self.sample_rate
+    about = self.weights.text_encoder
+    text = f"captions by {about['name']}" if about else 'no captions'
+    return f'Pipeline({family(self.weights)}; chunks of {seconds:g} s; {text}; from {self.weights.source or "memory"})'
 
   @property
   def fingerprint(self) -> str:
@@ -121,8 +127,9 @@ class Pipeline:
     """-> [n, E] captions in the space of `encode_audio`, not normalised; UserError without a CLAP head."""
     self._need_clap()
     embeddings = self.text_encoder(texts)
-    with jax.default_matmul_precision('highest'):  # float32, like everything else
-      return np.asarray(self.network.apply(self.variables, embeddings, method='project_text'))
+    count = max(FEWEST_TEXTS, 1 << (len(embeddings) - 1).bit_length())  # few shapes, so few compilations
+    padded = np.pad(embeddings, ((0, count - len(embeddings)), (0, 0)))
+    return np.asarray(self._project_text(self.variables, padded))[:len(embeddings)]
 
   def classify(self, waves, sample_rate: int | None = None, labels: Sequence[str] = (),
                template: str | Sequence[str] = TEMPLATE) -> np.ndarray:
@@ -280,7 +287,7 @@ def _inference_only(params: dict) -> dict:
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-  return np.asarray(normalize(jnp.asarray(x)))
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(1e-12))
 
 
 def _fill(template: str, label: str) -> str:

@@ -120,3 +120,12 @@ def _checksum(data: dict) -> str:
 def checksum(content: bytes) -> str:
   """CRC-32C as 8 hex digits."""
   return f'{google_crc32c.value(content):08x}'
+
+
+def checksum_of_file(path) -> str:
+  """The same of a local file, of which little is in memory at a time."""
+  crc = 0
+  with open(path, 'rb') as file:
+    while chunk := file.read(1 << 24):
+      crc = google_crc32c.extend(crc, chunk)
+  return f'{crc:08x}'

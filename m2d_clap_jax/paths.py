@@ -217,9 +217,7 @@ def remove_folder(path):
 
 def size(path) -> int:
   """Size of a file in bytes; OSError if there is none."""
-  if is_remote(path):
-    return filesystem(path).info(os.fspath(path))['size']
-  return os.path.getsize(path)
+  return filesystem(path).info(os.fspath(path))['size'] if is_remote(path) else os.path.getsize(path)
 
 
 def stamps(root, names: Iterable[str]) -> dict[str, tuple[int, str]]:

@@ -116,7 +116,7 @@ def test_six_steps_equal_the_reference():
       np.testing.assert_array_less(np.linalg.norm(found[name] - file[key]), 1e-4 * np.linalg.norm(file[key]), err_msg=name)
     elif kind == 'paramnorm':
       # Adam makes full steps of the rounding noise that key biases have for a gradient (softmax ignores them).
-      tolerance = 1e-3 if name.endswith(('qkv.bias', 'key.bias')) else 1e-4
+      tolerance = 1e-2 if name.endswith('key.bias') else 1e-3 if name.endswith('qkv.bias') else 1e-4
       np.testing.assert_allclose(np.linalg.norm(found[name]), file[key], rtol=tolerance, atol=1e-6, err_msg=name)
 
 

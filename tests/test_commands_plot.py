@@ -20,10 +20,10 @@ def write_run(folder, scale):
 def test_curves_of_one_run_and_of_several(tmp_path, capsys):
   runs = [write_run(tmp_path / name, scale) for name, scale in (('a', 1.0), ('b', 2.0))]
   assert run('plot', runs[0], '-o', tmp_path / 'one') == 0 and run('plot', *runs, '-o', tmp_path / 'two') == 0
-  one, two = (read(tmp_path / name / 'curves.png')[..., :3] for name in ('one', 'two'))
+  one, two = (read(tmp_path / name)[..., :3] for name in ('one/a_curves.png', 'two/a+b_curves.png'))
   orange = [np.sum(np.abs(image - np.array([0xD5, 0x5E, 0]) / 255).max(axis=2) < 0.02) for image in (one, two)]
   assert orange[0] == 0 < orange[1], 'the second run is there, in the second colour'
-  assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / 'one' / 'curves.png')
+  assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / 'one' / 'a_curves.png')
   assert run('plot', tmp_path, '-o', tmp_path / 'none') == 2
   assert 'contains no metrics.jsonl' in capsys.readouterr().err
 
@@ -33,7 +33,7 @@ def test_attention_of_real_files_is_drawn_and_bad_ones_are_told(tmp_path, capsys
   bad = tmp_path / 'audio' / 'more' / 'text.wav'
   assert run('plot', model, '--audio', *files[:2], files[0], bad, '-o', tmp_path / 'figures') == 0
   assert sorted(path.name for path in (tmp_path / 'figures').iterdir()) == [
-      'a-2_attention.png', 'a_attention.png', 'b_attention.png'], 'one figure a file, also of equal names'
+      'model_a-2_attention.png', 'model_a_attention.png', 'model_b_attention.png'], 'one figure a file, also of equal names'
   for path in (tmp_path / 'figures').iterdir():
     read(path)
   assert 'text.wav' in capsys.readouterr().err
@@ -47,14 +47,14 @@ def test_a_model_is_shown_by_sounds_in_folders_of_their_classes(tmp_path, capsys
   (sounds / 'stray.wav').write_bytes(b'of no class')
   assert run('plot', save_model(tmp_path / 'model'), '--classes', sounds, '-o', out) == 0
   printed = capsys.readouterr()
-  names = ['embeddings.png', 'similarity.png', 'confusion.png', 'classes.png']
+  names = [f'model_{kind}.png' for kind in ('embeddings', 'similarity', 'confusion', 'classes')]
   assert printed.out.split() == [str(out / name) for name in names]
   for name in names:
     read(out / name)
   assert printed.err.count('left out') == 5 and 'stray.wav: not in a sub-folder' in printed.err
   audio = save_model(tmp_path / 'audio_only', text_width=None)
   assert run('plot', audio, '--classes', sounds, '-o', tmp_path / 'fewer') == 0
-  assert [path.name for path in (tmp_path / 'fewer').iterdir()] == ['embeddings.png']
+  assert [path.name for path in (tmp_path / 'fewer').iterdir()] == ['audio_only_embeddings.png']
   for folder, words in ((sounds / 'dog' / 'more', 'has no sub-folders'), (tmp_path / 'none', 'no such folder')):
     assert run('plot', audio, '--classes', folder, '-o', out) == 2 and words in capsys.readouterr().err
 

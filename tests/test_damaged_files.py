@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from benchmarks.mutations import mutated
 from m2d_clap_jax import weights
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.weights.files import read_tensors
@@ -45,29 +46,6 @@ def safetensors(tensors, tmp_path_factory):
   path = tmp_path_factory.mktemp('whole') / 'model.safetensors'
   save_file({name: np.array(value, order='C') for name, value in tensors.items()}, path)
   return path.read_bytes()
-
-
-def mutated(data: bytes, draw, spots) -> bytes:
-  """One to three changes: flipped bits, bytes put in or taken out, the end cut off, eight bytes of a number swapped.
-
-  spots: offsets near which changes matter most, such as headers; half of the changes are there.
-  """
-  data = bytearray(data)
-  for _ in range(draw.integers(1, 4)):
-    near = int(draw.choice(spots)) + int(draw.integers(0, 200))
-    at = min(near if draw.random() < 0.5 else int(draw.integers(len(data))), len(data) - 1)
-    kind = draw.integers(5)
-    if kind == 0:
-      data[at] ^= 1 << int(draw.integers(8))
-    elif kind == 1:
-      data[at:at] = draw.bytes(int(draw.integers(1, 20)))
-    elif kind == 2:
-      del data[at:at + int(draw.integers(1, 20))]
-    elif kind == 3:
-      del data[max(at, 1):]
-    else:
-      data[at:at + 8] = data[at:at + 8][::-1] or b'\xff'
-  return bytes(data)
 
 
 def opened(path):

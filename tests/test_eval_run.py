@@ -66,7 +66,7 @@ def test_linear_evaluation_over_folds(root, model, tmp_path, capsys):
   assert 'folds: 60 clips = 59 used + 1 that cannot be read' in capsys.readouterr().err
   for name in ('confusion', 'classes', 'embeddings'):
     assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
-  assert f'| folds | {result["model"]["fingerprint"]} | accuracy | {100 * result["score"]:.1f} | ± ' in (
+  assert f'| folds | {result["model"]["source"]} | accuracy | {100 * result["score"]:.1f} | ± ' in (
       tmp_path / 'results.md').read_text()
 
 
@@ -195,11 +195,11 @@ def test_test_clips_begin_at_their_start_and_training_clips_anywhere(tmp_path):
 
 def test_reports_are_merged_and_bad_ones_named(root, model, tmp_path):
   run(root, model, tmp_path / 'a', 'zeroshot', 'splits')
-  paper = {'job': 'zeroshot', 'task': 'esc50', 'metric': 'accuracy', 'score': 0.7, 'model': {'fingerprint': 'f'}}
+  paper = {'job': 'zeroshot', 'task': 'esc50', 'metric': 'accuracy', 'score': 0.7, 'model': {'source': 'runs/f'}}
   (tmp_path / 'b').mkdir()
   report.write(tmp_path / 'b', paper)
   text = report.merge([tmp_path])
-  assert '| esc50 | f | accuracy | 70.0 |  |  | 75.5 | -5.5 |' in text
+  assert '| esc50 | runs/f | accuracy | 70.0 |  |  | 75.5 | -5.5 |' in text
   assert text.index('| esc50 |') < text.index('| splits |')
   (tmp_path / 'b' / 'results.json').write_text('{"job": 1}')
   with pytest.raises(UserError, match='b/results.json: is not a result'):

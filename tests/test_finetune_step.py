@@ -14,7 +14,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.tasks.decoded import SCALE
 from m2d_clap_jax.tasks.table import TASKS
-from m2d_clap_jax.train import augment, finetune
+from m2d_clap_jax.train import augment, task_data
 from m2d_clap_jax.train.finetune_step import (
   Augmentation,
   Inputs,
@@ -124,8 +124,8 @@ def test_the_papers_settings_fit_the_base_model(variant, frames, columns, width)
   samples = round(TASKS[config.task].seconds * RATE)
   inputs = Inputs(LogMel(), (-7.1, 4.2), (16, 16), config.last_patch)
   assert LogMel().num_frames(samples) == frames and inputs.grid(samples) == (5, columns)
-  augmentation = finetune.make_augmentation(config.augmentation.to_dict())
-  tx = finetune.optimizer_of(config.optim.to_dict())(lambda step: 0.1)
+  augmentation = task_data.make_augmentation(config.augmentation.to_dict())
+  tx = task_data.optimizer_of(config.optim.to_dict())(lambda step: 0.1)
   assert config.model.dtype == 'float32' and inputs.size(samples) == (80, 112 if variant == 'spcv2' else frames)
   network = M2DCLAP(input_size=inputs.size(samples), text_width=None, dtype=config.model.dtype, scan=True)
   model = Classifier(network, 10, flat=augmentation.patchout > 0)

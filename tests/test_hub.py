@@ -151,7 +151,7 @@ def test_a_model_whose_owner_wants_to_be_asked_says_where(server, portable, tmp_
   settings = dict(endpoint=server, home=tmp_path / 'home')
   stranger = command('pull', 'lab/gated', **settings)
   assert stranger.returncode == 2 and 'https://huggingface.co/lab/gated' in stranger.stderr, stranger.stderr
-  assert 'needs its owner.s permission' in stranger.stderr and 'Traceback' not in stranger.stderr
+  assert 'permission: request it at' in stranger.stderr and 'Traceback' not in stranger.stderr
   guest = command('pull', 'lab/gated', token=TOKEN, **settings)
   assert guest.returncode == 0 and read(guest.stdout.strip()).fingerprint == read(portable).fingerprint
 

@@ -30,7 +30,7 @@ ROOMS = {
     'torch': (r'weights/(public|files)\.py', False),
     'gradio': (r'demo/page\.py', False),
     'orbax': (r'train/checkpoint\.py', True),
-    'librosa': (r'audio/logmel\.py', False),
+    'librosa': (r'eval/plots\.py', False),
     'av': (r'audio/readers\.py', True),
     'soundfile': (r'audio/(decode|readers)\.py', True),
     'soxr': (r'audio/decode\.py', True),
@@ -42,8 +42,8 @@ ROOMS = {
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir|fields',
-    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.checkpoint',
+    r'options|paths|progress|locks|workdir|fields|startup',
+    r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.(checkpoint|sums)',
     r'text(\..*)?|weights(\..*)?',
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear',

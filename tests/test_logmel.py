@@ -88,9 +88,8 @@ def test_an_unsupported_rate_is_refused_with_the_remedy():
 
 def test_importing_and_using_audio_needs_neither_jax_nor_tensorflow_nor_transformers():
   code = ('import sys, m2d_clap_jax.audio.decode\n'
-          'assert "librosa" not in sys.modules  # seconds of import: only when a spectrogram is made\n'
           'm2d_clap_jax.audio.LogMel().numpy([0.0] * 16000)\n'
-          'print({"jax", "tensorflow", "transformers", "torch"} & set(sys.modules))\n')
+          'print({"jax", "tensorflow", "transformers", "torch", "librosa"} & set(sys.modules))\n')
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                         cwd=pathlib.Path(__file__).parents[1])
   assert done.stdout.strip() == 'set()', done.stderr

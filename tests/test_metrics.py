@@ -65,13 +65,13 @@ def test_retrieval_equals_brute_force(decimals):
       best.append(hits.index(True) + 1)
       precision.append(sum(sum(hits[:k + 1]) / (k + 1) for k in range(10) if hits[k]) / min(10, len(good)))
     expected = {f'R@{k}': np.mean([b <= k for b in best]) for k in (1, 5, 10)}
-    expected |= {'mAP@10': np.mean(precision), 'median_rank': np.median(best)}
+    expected |= {'mAP@10': np.mean(precision), 'median_rank': np.median(best), 'chance': 1 / 30}
     assert result[direction] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_model_that_finds_everything_alike_retrieves_nothing():
   result = metrics.retrieval(np.zeros((20, 20)), np.eye(20, dtype=bool))
-  assert result == {'R@1': 0, 'R@5': 0, 'R@10': 0, 'mAP@10': 0, 'median_rank': 20}
+  assert result == {'R@1': 0, 'R@5': 0, 'R@10': 0, 'mAP@10': 0, 'median_rank': 20, 'chance': 0.05}
 
 
 def test_zeroshot_takes_the_nearest_caption_whatever_the_lengths():

@@ -312,7 +312,7 @@ def test_audio_that_has_changed_is_prepared_again_and_audio_that_is_gone_is_kept
   manifest = corpus(audio, 6)
 
   def run():
-    prepare.prepare(manifest, audio, tmp_path / 'out', text_encoder='none', num_shards=3, workers=1)
+    prepare.prepare(manifest, audio, tmp_path / 'out', text_encoder='none', num_shards=6, workers=1)
     split = Folder(tmp_path / 'out').split('train')
     return {record.key: record.logmel for record in split.clips(range(split.num_clips))}, contents(tmp_path / 'out')
   before, files = run()

@@ -16,11 +16,10 @@ from ml_collections import ConfigDict
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.prepare import prepare
-from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.prepared_data import PreparedData
+from m2d_clap_jax.train.prepared_data import open_data
 from tests import launched
 from tests.conftest import COMPILE_FAST
 from tests.prepare_helpers import noise, write_manifest
@@ -282,19 +281,16 @@ def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_p
 
 
 def test_other_data_under_the_same_name_are_reported_or_refused(data, capsys):
-  folder = Folder(data)
-  split = folder.split('train')
-  found = PreparedData(folder, folder.meta, split)
-  before = {'text_encoder': folder.meta['text_encoder'], 'logmel': folder.meta['logmel'], 'norm_stats': [-6.5, 3.5],
-            'data': {'clips': split.num_clips, 'fingerprint': split.fingerprint}}
+  found = open_data(True, folder=str(data))
+  before = found.about() | {'norm_stats': [-6.5, 3.5]}
   for checkpoint in ({}, before, {key: value for key, value in before.items() if key != 'data'}):
     pretrain.check_data(checkpoint, found)
   assert not capsys.readouterr().err
-  pretrain.check_data(before | {'data': {'clips': split.num_clips, 'fingerprint': '0'}}, found)
+  pretrain.check_data(before | {'data': {**before['data'], 'fingerprint': '0'}}, found)
   line, = capsys.readouterr().err.splitlines()
   assert 'are not those that the run began with; it keeps its own mean -6.5000 and deviation 3.5000, where the data have' in line
   for change, message in (({'data': {'clips': 9999, 'fingerprint': '0'}}, 'number of clips of .* began with 9999'),
                           ({'text_encoder': None}, 'captions of .* began with None'),
-                          ({'logmel': {**folder.meta['logmel'], 'n_fft': 800}}, 'log-mels')):
+                          ({'logmel': {**before['logmel'], 'n_fft': 800}}, 'log-mels')):
     with pytest.raises(UserError, match=message):
       pretrain.check_data(before | change, found)

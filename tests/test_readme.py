@@ -56,7 +56,7 @@ def test_curves_of_the_readme_are_drawn(here, monkeypatch):
   monkeypatch.chdir(here)
   line, = [line for line in LINES if line.startswith('m2d-clap plot')]
   assert run(*shlex.split(line)[1:]) == 0
-  read(here / 'curves.png')
+  read(here / 'runs' / 'a' / 'a+b_curves.png')
 
 
 def start(line, here, *more):

@@ -1,14 +1,18 @@
 """The one reader of tables: what it reads, what it refuses by name, and that no line is lost."""
 import json
+import os
 import unicodedata
 
 import pytest
+import soundfile
 
 from m2d_clap_jax.data.manifest import read_manifest
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.tables.reader import read_table
 from m2d_clap_jax.tables.text import read_text
 from m2d_clap_jax.tasks.metadata import open_task, read_metadata, read_names
+from tests.command_helpers import run
+from tests.prepare_helpers import RATE, noise
 
 ROWS = [('a.wav', 'a dog, barking', '1'), ('ü.wav', 'rain; "wet"', '2')]
 
@@ -69,6 +73,16 @@ def test_no_row_is_lost_in_quotes(tmp_path, content, good, bad):
   assert [row['file_name'] for row in found] == good
   assert reasons.keys() == bad.keys() and all(told in reasons[where] for where, told in bad.items())
   assert account.startswith(f'{content.count(chr(10)) + 1} lines: 1 of the header, {len(good) + len(bad)} row')
+
+
+def test_an_unclosed_quote_costs_its_own_row_and_the_counts_say_so(tmp_path, capsys):
+  for i in range(6):
+    soundfile.write(tmp_path / f'{i}.wav', noise(0.05), RATE)
+  table = put(tmp_path, 'file_name,caption\n0.wav,"a dog\n' + ''.join(f'{i}.wav,x\n' for i in range(1, 6)))
+  assert run('prepare', f'--manifest={table}', f'--out={tmp_path}/out', '--text_encoder=none', '--workers=1') == 0
+  out = capsys.readouterr().out
+  assert '7 lines: 1 of the header, 6 rows' in out and 'rows: 6 = 5 written + 1 rejected' in out
+  assert 'line 2: a quote ("") that opens here is never closed' in (tmp_path / 'out/rejected.csv').read_text()
 
 
 def test_a_field_may_be_long_but_not_endless(tmp_path):
@@ -153,6 +167,13 @@ def test_two_files_stay_two_however_alike_their_names_are(tmp_path):
 
 
 def test_a_table_that_is_not_there_is_told(tmp_path):
-  for path in (tmp_path / 'none.csv', tmp_path):
-    with pytest.raises(UserError, match='cannot be read .*: check its name'):
+  os.mkfifo(tmp_path / 'pipe.csv')
+  for path, told in ((tmp_path / 'none.csv', 'cannot be read .*: check its name'), (tmp_path, 'is a folder: name a table in it'),
+                     (tmp_path / 'pipe.csv', 'is a pipe or device'), ('/dev/zero', 'is a pipe or device')):
+    with pytest.raises(UserError, match=told):
       read_text(path)
+  reader, writer = os.pipe()
+  with open(writer, 'w') as pipe:
+    pipe.write('file_name,caption\na.wav,x\n')
+  assert read_text(f'/dev/fd/{reader}').endswith('a.wav,x\n')
+  os.close(reader)

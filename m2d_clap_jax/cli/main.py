@@ -7,6 +7,7 @@ import sys
 from absl import logging
 
 from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, interrupts_in_one_line
+from m2d_clap_jax.startup import missing_device, prepare_process
 
 COMMANDS = {
     'prepare': 'audio and captions -> TFRecord shards',
@@ -26,8 +27,8 @@ COMMANDS = {
 
 def main(argv=None):
   """Runs one subcommand; returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # hides TensorFlow's start-up notices
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # hides its notice about rounding; it only writes files here
+  if argv is None:  # the process is the command's own
+    prepare_process()
   logging.set_verbosity(logging.ERROR)  # orbax warns about intended behaviour
   args = parse(sys.argv[1:] if argv is None else argv)
   resumes = '; the same command continues where it stopped' if args.command in ('prepare', 'fetch') else ''
@@ -37,6 +38,11 @@ def main(argv=None):
       sys.stdout.flush()
   except UserError as e:
     print(f'm2d-clap: {e}', file=sys.stderr)
+    return 2
+  except (RuntimeError, AssertionError):
+    if not (reason := missing_device()):
+      raise
+    print(f'm2d-clap: {reason}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     return EXIT_INTERRUPTED
@@ -54,6 +60,7 @@ def main(argv=None):
 def parse(argv):
   """Command line -> arguments, with `run` among them. Exits, as argparse does, for --help and for mistakes."""
   parser = argparse.ArgumentParser(prog='m2d-clap', description='M2D-CLAP: tools around training and using models.')
+  parser.add_argument('--version', action=_Version)
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   for name, about in COMMANDS.items():
     subparser = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,3 +69,15 @@ def parse(argv):
       command.add_arguments(subparser)
       subparser.set_defaults(run=command.run)
   return parser.parse_args(argv)
+
+
+class _Version(argparse.Action):
+  """--version: looked up only when it is asked for."""
+
+  def __init__(self, **options):
+    super().__init__(**options, nargs=0, help='show the version and exit')
+
+  def __call__(self, parser, *_):
+    from m2d_clap_jax import __version__
+    print(f'm2d-clap {__version__}')
+    parser.exit()

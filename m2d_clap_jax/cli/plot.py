@@ -1,6 +1,7 @@
 """`m2d-clap plot`: figures of runs and of models."""
 import itertools
 import os
+import re
 import sys
 
 import numpy as np
@@ -10,13 +11,14 @@ from m2d_clap_jax.errors import UserError
 
 def add_arguments(p):
   p.description = """\
-Runs -> curves.png: one run's losses, norms, scores and schedules; for several
-runs one panel per quantity and one line per run. --audio draws what the blocks
-of the first RUN, which may then be any model, attend to in each file.
---classes takes a folder with the sounds of each class in a sub-folder named
-after it (sounds/dog/*, sounds/rain/*), and draws embeddings.png for the first
-RUN, and if it has a CLAP head similarity.png, confusion.png and classes.png of
-zero-shot classification. Evaluations write figures to their own --workdir."""
+One run -> RUN_curves.png: its losses, norms, scores and schedules; several runs
+-> A+B_curves.png: one panel per quantity and one line per run. --audio draws
+what the blocks of the first RUN, which may then be any model, attend to in each
+file: RUN_FILE_attention.png. --classes takes a folder with the sounds of each
+class in a sub-folder named after it (sounds/dog/*, sounds/rain/*), and draws
+RUN_embeddings.png for the first RUN, and if it has a CLAP head
+RUN_similarity.png, RUN_confusion.png and RUN_classes.png of zero-shot
+classification. Evaluations write figures to their own --workdir."""
   p.epilog = """\
 examples:
   m2d-clap plot runs/clips
@@ -26,21 +28,35 @@ examples:
   p.add_argument('runs', nargs='+', metavar='RUN', help="a run's --workdir")
   p.add_argument('--audio', nargs='+', default=[], metavar='FILE', help='sounds to draw the attention on')
   p.add_argument('--classes', metavar='FOLDER', help='sounds in one sub-folder per class')
-  p.add_argument('-o', '--out', default='.', metavar='FOLDER', help='where the figures go (default: here)')
+  p.add_argument('-o', '--out', metavar='FOLDER', help="where the figures go (default: the first RUN's folder, or here)")
 
 
 def run(args):
   from m2d_clap_jax import paths
-  folder = paths.as_path(args.out)
+  names = _called(args.runs)
+  folder = paths.as_path(args.out or _own_folder(args.runs[0]))
   written = []
   if args.audio or args.classes:
     from m2d_clap_jax import api
     pipeline = api.load(args.runs[0])
-    written += _attention(pipeline, args.audio, folder) if args.audio else []
-    written += _classes(pipeline, args.classes, folder) if args.classes else []
+    written += _attention(pipeline, args.audio, folder, names[0]) if args.audio else []
+    written += _classes(pipeline, args.classes, folder, names[0]) if args.classes else []
   if not written or _history(args.runs[0]):
-    written.append(_curves(args.runs, folder))
+    written.append(_curves(args.runs, names, folder))
   print('\n'.join(map(os.fspath, written)))
+
+
+def _own_folder(run: str) -> str:
+  from m2d_clap_jax import paths
+  from m2d_clap_jax.weights import hub
+  return run if not hub.is_address(run) and paths.as_path(run).is_dir() else '.'
+
+
+def _called(runs: list[str]) -> list[str]:
+  """What figures call the runs or models: the last part of their paths, or the whole where these are alike."""
+  short = [re.sub(r'\.(pth|safetensors)$', '', os.path.basename(run if '://' in run else os.path.abspath(run)))
+           for run in (run.rstrip('/') for run in runs)]
+  return short if len(set(short)) == len(set(runs)) else [re.sub(r'[^\w.-]+', '_', run).strip('_.') for run in runs]
 
 
 def _history(workdir) -> dict:
@@ -48,21 +64,22 @@ def _history(workdir) -> dict:
   return read_history(workdir)
 
 
-def _curves(runs, folder):
+def _curves(runs, names, folder):
   from m2d_clap_jax.eval import plots
-  histories = {name: _history(name) for name in runs}
-  for name, history in histories.items():
-    if not history:
-      raise UserError(f'{name}: contains no metrics.jsonl with rows: name the --workdir of a run')
-  path = folder / 'curves.png'
+  histories = {}
+  for run, name in zip(runs, names):
+    histories[name] = _history(run)
+    if not histories[name]:
+      raise UserError(f'{run}: contains no metrics.jsonl with rows: name the --workdir of a run')
+  path = folder / f'{"+".join(names)[:100]}_curves.png'
   if len(runs) == 1:
-    plots.loss_curves(histories[runs[0]], path)
+    plots.loss_curves(histories[names[0]], path)
   else:
     plots.compared_curves(histories, path)
   return path
 
 
-def _attention(pipeline, files, folder) -> list:
+def _attention(pipeline, files, folder, name: str) -> list:
   from m2d_clap_jax.eval import attention, plots
   depth, written = pipeline.network.depth, []
   for file in files:
@@ -73,14 +90,14 @@ def _attention(pipeline, files, folder) -> list:
       continue
     blocks = sorted({0, depth // 2, depth - 1})
     maps = {f'block {i + 1} of {depth}, mean of {weights.shape[1]} heads': weights[i].mean(axis=0) for i in blocks}
-    written.append(_unused(folder, os.path.splitext(os.path.basename(file))[0], written))
-    plots.attention_maps(logmel, maps, written[-1], title=os.path.basename(file))
+    written.append(_unused(folder, f'{name}_{os.path.splitext(os.path.basename(file))[0]}', written))
+    plots.attention_maps(logmel, maps, written[-1], spec=pipeline.logmel, title=os.path.basename(file))
   if not written:
     raise UserError('none of the files could be read, for the reasons above')
   return written
 
 
-def _classes(pipeline, sounds, folder) -> list:
+def _classes(pipeline, sounds, folder, name: str) -> list:
   """Draws the sounds of `sounds`/CLASS/ as a model represents them."""
   from m2d_clap_jax.eval import class_plots
   from m2d_clap_jax.eval.class_plots import draw_classes
@@ -89,17 +106,18 @@ def _classes(pipeline, sounds, folder) -> list:
   classes = sorted(set(owners))
   labels = np.array([classes.index(owner) for owner in owners])
   title = os.path.basename(os.path.normpath(sounds))
-  written = [folder / 'embeddings.png'] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
-  class_plots.embedding_map(features, labels, classes, folder / 'embeddings.png', title=f'{title}: clip embeddings (t-SNE)')
+  embeddings = folder / f'{name}_embeddings.png'
+  written = [embeddings] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
+  class_plots.embedding_map(features, labels, classes, embeddings, title=f'{title}: clip embeddings (t-SNE)')
   if audio is not None:
     text = pipeline.encode_labels(classes)
     found = zeroshot(audio, text, labels)
     title = f'{title}, zero-shot'
     draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
-                 title=title)
-    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / 'similarity.png',
+                 title=title, prefix=f'{name}_')
+    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / f'{name}_similarity.png',
                          title=f'{title}: {100 * found["accuracy"]:.1f}%')
-    written += [folder / name for name in ('similarity.png', 'confusion.png', 'classes.png')]
+    written += [folder / f'{name}_{kind}.png' for kind in ('similarity', 'confusion', 'classes')]
   if not written:
     raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '
                     f'{class_plots.FEWEST_EMBEDDINGS}, and the model has no CLAP head for the other figures')

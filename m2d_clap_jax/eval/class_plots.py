@@ -70,13 +70,15 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   plots.save(fig, path)
 
 
-def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str) -> dict[str, float]:
+def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str,
+                 prefix: str = '') -> dict[str, float]:
   """Writes FOLDER/classes.png, bars of each class's accuracy or average precision, and with one label per clip also
   FOLDER/confusion.png -> {class: accuracy or average precision}; NaN for a class without clips.
 
   Args:
     targets, scores: [n, C].
     title: of both; the score is added.
+    prefix: of both names.
   """
   targets, scores = np.asarray(targets), np.asarray(scores)
   if multi_label:
@@ -87,8 +89,8 @@ def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: 
     matrix = metrics.confusion_matrix(labels, predictions, len(classes))
     values, label = metrics.per_class_accuracy(matrix), 'accuracy'
     title = f'{title}: {100 * metrics.accuracy(predictions, labels):.1f}%'
-    confusion_matrix(matrix, classes, folder / 'confusion.png', title=title)
-  class_bars(values, classes, folder / 'classes.png', title=title, label=label)
+    confusion_matrix(matrix, classes, folder / f'{prefix}confusion.png', title=title)
+  class_bars(values, classes, folder / f'{prefix}classes.png', title=title, label=label)
   return dict(zip(classes, values.tolist()))
 
 

@@ -60,7 +60,7 @@ class ZeroShot:
     text = text.reshape(len(self.templates), len(classes), -1).mean(axis=0)
     if self.multi_label:
       precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
-      return Result({'mAP': float(precisions.mean()), 'chance': float(targets.mean())},
+      return Result({'mAP': float(precisions.mean()), 'chance': metrics.chance(targets)},
                     {'classes': functools.partial(class_plots.class_bars, precisions, classes, label='AP')})
     result = zeroshot(audio, text, targets.argmax(axis=1))
     similarity = functools.partial(class_plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
@@ -102,12 +102,12 @@ class Linear:
     outcomes = linear_protocol.run(features, targets, every, seed=self.seed, multi_label=self.multi_label,
                                    protocol=self.protocol)
     mean, interval = linear_protocol.mean_and_interval([outcome.test_score for outcome in outcomes])
-    scalars = {'interval': interval} if self.protocol.runs > 1 else {}
+    scalars = ({'interval': interval} if self.protocol.runs > 1 else {}) | {'chance': metrics.chance(targets[rows['test']])}
     if self.multi_label:
       return Result({'mAP': mean, **scalars}, {})
     matrix = metrics.confusion_matrix(targets[rows['test']].argmax(axis=1), outcomes[0].scores.argmax(axis=1),
                                       len(classes))
-    return Result({'accuracy': mean, **scalars, 'chance': 1 / len(classes)},
+    return Result({'accuracy': mean, **scalars},
                   {'confusion': _titled(class_plots.confusion_matrix, matrix, classes, note=' (drawn: the first run)')})
 
 

@@ -37,15 +37,17 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
   if job != 'linear':  # training clips only contribute classes
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
+  check(job, opened)
   with own_workdir(workdir) as folder:
     refuse_damaged(opened, missing_files(opened), folder, damaged)
     pipeline = api.load(init, **{key: value for key, value in model.items() if value})
     report.refuse_other(folder, pipeline.fingerprint)
-    check(job, opened, pipeline)
+    if job != 'linear' and pipeline.network.text_width is None:
+      raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
     whole = opened
     opened, extracted = extract(pipeline, opened, folder / 'features', seed=seed)
     refuse_damaged(whole, extracted.rejected, folder, damaged)
-    notice = check(job, opened, pipeline)  # again, because the remaining clips may lack a class
+    notice = check(job, opened)  # again, because the remaining clips may lack a class
     if notice:
       print(notice, file=sys.stderr)
     print(summary(opened, extracted), file=sys.stderr)
@@ -57,8 +59,8 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
     print((folder / report.TABLE).read_text())
 
 
-def check(job: str, opened: Task, pipeline) -> str:
-  """Raises UserError if task or model do not fit the kind of evaluation -> a notice for the user, or ''."""
+def check(job: str, opened: Task) -> str:
+  """Raises UserError if a task does not fit the kind of evaluation -> a notice for the user, or ''."""
   if job == 'linear':
     return check_classes(opened)
   if not test_clips(opened):
@@ -67,8 +69,6 @@ def check(job: str, opened: Task, pipeline) -> str:
   if job == 'zeroshot' and unnamed(opened):
     raise UserError(f'{opened.name}: {unnamed(opened)!r} is not a caption: give config.data.names=FILE, AudioSet\'s '
                     'class_labels_indices.csv, for the names of its labels')
-  if pipeline.network.text_width is None:
-    raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
   return ''
 
 
@@ -104,8 +104,8 @@ def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, pr
       title=f'{opened.name}, linear, first run')
   class_plots.embedding_map(extracted.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
                       title=f'{opened.name}: clip embeddings (t-SNE)')
-  return {'score': mean, 'interval': interval, 'scores': [{'fold': fold, 'runs': row.tolist()}
-                                                          for fold, row in zip(folds, scores)],
+  return {'score': mean, 'interval': interval, 'chance': metrics.chance(opened.targets(test_clips(opened))),
+          'scores': [{'fold': fold, 'runs': row.tolist()} for fold, row in zip(folds, scores)],
           'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
 
 
@@ -123,7 +123,7 @@ def zero_shot(opened: Task, extracted: Features, pipeline, seed: int, folder, *,
   per_class = draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
                            multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
   if opened.multi_label:
-    return {'score': float(np.mean(list(per_class.values()))), 'chance': float(targets.mean()), 'per_class': per_class}
+    return {'score': float(np.mean(list(per_class.values()))), 'chance': metrics.chance(targets), 'per_class': per_class}
   result = zeroshot(audio, text, targets.argmax(axis=1))
   title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
   class_plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)

@@ -45,6 +45,16 @@ def mean_average_precision(targets, scores) -> float:
   return float(np.mean(average_precision(targets, scores)))
 
 
+def chance(targets) -> float:
+  """What guessing scores: 1 / C in accuracy, or, where clips have several labels, the mean share of clips with a label,
+  which is the mAP of a random ranking.
+
+  Args:
+    targets: [n, C], 1 where the clip has the label.
+  """
+  return float(np.mean(targets, dtype=np.float64))
+
+
 def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:
   """Ranks, from 1, of the relevant items of each query, ascending -> one array a query.
 
@@ -63,16 +73,17 @@ def retrieval_ranks(similarity, relevant) -> list[np.ndarray]:
 
 
 def retrieval(similarity, relevant, ks=(1, 5, 10)) -> dict:
-  """-> {'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank'} of one direction; arguments as in `retrieval_ranks`.
+  """-> {'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank', 'chance'} of one direction; arguments as in `retrieval_ranks`.
 
   R@k: share of queries with a relevant item among the first k. mAP@10: mean over queries of the sum of the precisions
   at the relevant items among the first ten, over min(10, relevant items). median_rank: of the best relevant item.
+  chance: the R@1 of a random order.
   """
   ranks = retrieval_ranks(similarity, relevant)
   best = np.array([r[0] for r in ranks])
   precisions = [np.sum(np.arange(1, np.sum(r <= 10) + 1) / r[r <= 10]) / min(10, len(r)) for r in ranks]
   return {f'R@{k}': float(np.mean(best <= k)) for k in ks} | {
-    'mAP@10': float(np.mean(precisions)), 'median_rank': float(np.median(best))}
+    'mAP@10': float(np.mean(precisions)), 'median_rank': float(np.median(best)), 'chance': float(np.mean(relevant))}
 
 
 def audio_text_retrieval(similarity, clip_of_text) -> dict:

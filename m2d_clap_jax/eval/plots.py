@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from m2d_clap_jax import paths
+from m2d_clap_jax.audio import LogMel
 
 # Okabe and Ito's palette: distinguishable with any colour vision. Black is kept for text.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -166,15 +167,16 @@ def compared_curves(histories: dict[str, dict], path) -> None:
   save(fig, path)
 
 
-def attention_maps(logmel, maps: dict, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
+def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -> None:
   """Draws a clip and the attention over its patches.
 
   Args:
     logmel: [F, T].
     maps: title -> [rows, columns], attention shares of a grid of patches, lowest frequencies first.
+    spec: of the log-mel, for the axes.
   """
   logmel = np.asarray(logmel, np.float64)
-  seconds, bins = logmel.shape[1] * frame_seconds, logmel.shape[0]
+  seconds, bins = logmel.shape[1] * spec.hop / spec.sample_rate, logmel.shape[0]
   fig = figure(8, 1.5 * (1 + len(maps)) + 0.6)
   low, high = np.percentile(logmel, (1, 99.8))
   panels = [('log-mel spectrogram', logmel, dict(cmap='magma', vmin=low, vmax=high))]
@@ -183,12 +185,21 @@ def attention_maps(logmel, maps: dict, path, *, title: str = '', frame_seconds: 
   for i, (name, values, style) in enumerate(panels):
     ax = axes(fig, len(panels), 1, i + 1, name)
     image = ax.imshow(values, origin='lower', aspect='auto', interpolation='nearest', extent=(0, seconds, 0, bins), **style)
-    ax.set_ylabel('mel bin')
+    _in_hertz(ax, spec)
     ax.spines[:].set_visible(False)
   ax.set_xlabel('seconds')
   fig.colorbar(image, ax=fig.axes[1:len(panels)], label="share of [CLS]'s attention", aspect=30, pad=0.01)
   fig.suptitle(title, fontsize=10)
   save(fig, path)
+
+
+def _in_hertz(ax, spec: LogMel):
+  """Ticks at round frequencies on an axis of mel bins."""
+  import librosa
+  centres = librosa.mel_frequencies(spec.n_mels + 2, fmin=spec.f_min, fmax=spec.f_max)[1:-1]
+  ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000) if hertz < centres[-1]]
+  ax.set_yticks(np.interp(ticks, centres, np.arange(spec.n_mels) + 0.5), [f'{hertz:,}' for hertz in ticks])
+  ax.set_ylabel('Hz')
 
 
 def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:

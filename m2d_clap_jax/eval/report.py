@@ -77,7 +77,7 @@ def score_table(results: list[dict]) -> str:
   for result in results:
     paper = result.get('paper')
     lines.append('| ' + ' | '.join([
-        result['task'], result['model']['fingerprint'], result['metric'], _percent(result['score']),
+        result['task'], _model(result), result['metric'], _percent(result['score']),
         f'± {_percent(result["interval"])}' if result.get('interval') is not None else '',
         _percent(result.get('chance')), _percent(paper),
         f'{100 * (result["score"] - paper):+.1f}' if paper is not None else '']) + ' |')
@@ -91,20 +91,25 @@ def score_table(results: list[dict]) -> str:
 
 def retrieval_table(results: list[dict]) -> str:
   names = ('R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank')
-  lines = ['| task | model | direction | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' |',
-           '|---' * (3 + len(names)) + '|']
+  lines = ['| task | model | direction | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' | R@1 by chance |',
+           '|---' * (4 + len(names)) + '|']
   for result in results:
     for direction in ('text_to_audio', 'audio_to_text'):
       values = [f'{result[direction][name]:.1f}' if name == 'median_rank' else _percent(result[direction][name])
                 for name in names]
-      lines.append(f'| {result["task"]} | {result["model"]["fingerprint"]} | {direction.replace("_", " ")} | '
-                   + ' | '.join(values) + ' |')
+      lines.append(f'| {result["task"]} | {_model(result)} | {direction.replace("_", " ")} | '
+                   + ' | '.join(values) + f' | {_percent(result[direction].get("chance"))} |')
   return '\n'.join(lines)
 
 
 def _order(result):
   names = list(TASKS)
   return names.index(result['task']) if result['task'] in names else len(names), result['task']
+
+
+def _model(result: dict) -> str:
+  """The model's path or name, as the cell of a table."""
+  return str(result['model']['source']).replace('|', r'\|')
 
 
 def _percent(value) -> str:

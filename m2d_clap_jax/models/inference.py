@@ -40,3 +40,9 @@ def project(variables, z, valid, *, network: M2DCLAP):
   """Patch embeddings [B, N, D], of which `valid`, bool [B, N], exist -> CLAP audio embeddings [B, E]."""
   with jax.default_matmul_precision('highest'):
     return network.apply(variables, z, valid, method='project_audio')
+
+
+def project_text(variables, text, *, network: M2DCLAP):
+  """Sentence embeddings [n, width of the text encoder] -> captions in the space of `project` [n, E]."""
+  with jax.default_matmul_precision('highest'):
+    return network.apply(variables, text, method='project_text')

@@ -1,9 +1,10 @@
 """Bytes of a table -> text, or the name of what they are instead."""
 import codecs
 import io
+import os
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import read_bytes
+from m2d_clap_jax.paths import as_path, is_remote, read_bytes
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 MARKS = ((codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'),
@@ -21,6 +22,7 @@ def read_text(path) -> str:
   Raises:
     UserError: it cannot be read, or is of another kind, which is named.
   """
+  _refuse_endless(path)
   try:
     data = read_bytes(path)
   except OSError as error:
@@ -37,6 +39,17 @@ def read_text(path) -> str:
     line = data.count(b'\n', 0, error.start) + 1
     raise UserError(f'{path}: line {line} is not {encoding.upper().removesuffix("-SIG")}{_looks_like(data, encoding)}: '
                     'save it as UTF-8') from error
+
+
+def _refuse_endless(path):
+  """A folder, or a pipe or device, which might be waited for without end; a pipe of the shell's own (<(...)) is read."""
+  if is_remote(path):
+    return
+  name = os.fspath(as_path(path))
+  if os.path.isdir(name):
+    raise UserError(f'{path}: is a folder: name a table in it, or with --like the published data set that it is')
+  if os.path.exists(name) and not os.path.isfile(name) and not name.startswith(('/dev/fd/', '/dev/stdin', '/proc/')):
+    raise UserError(f'{path}: is a pipe or device: save it as a file')
 
 
 def _looks_like(data: bytes, encoding: str) -> str:

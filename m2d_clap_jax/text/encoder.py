@@ -16,6 +16,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.text.tower import TextTower, padded
 
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
+FEWEST_ROWS = 8  # of a batch: a few labels more or less need no new compilation
 _FULL_LENGTH = 64  # tokens up to which a batch has batch_size sentences; longer ones come in smaller batches
 
 
@@ -94,8 +95,8 @@ class TextEncoder:
   def _tell(self, sentence, cut):
     """Says which sentences, by their places in the call, have more tokens than count; `sentence` is the first of them."""
     more = f'; {len(cut) - 1} more too long' if cut[1:] else ''
-    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has {self._tower.count(sentence)} tokens, '
-          f'of which only the first {self.max_length} are used{more}', file=sys.stderr)
+    print(f'notice: text encoder {self.name}: sentence {cut[0]}, {sentence[:40]!r}..., has '
+          f'{self._tower.count(sentence)} tokens, of which only the first {self.max_length} are used{more}', file=sys.stderr)
 
   def _encode(self, sentences, out, bar):
     """Fills out [n, E], the longest sentences first: what does not fit in memory then fails at once.
@@ -118,8 +119,8 @@ class TextEncoder:
 
 
 def _pad(tokens, length, rows):
-  """As `padded`, for a number of rows that is the next power of two up to `rows`."""
-  size = min(rows, 1 << (len(tokens) - 1).bit_length())
+  """As `padded`, for a number of rows that is the next power of two from FEWEST_ROWS to `rows`."""
+  size = min(rows, max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()))
   return padded([*tokens, *[[0]] * (size - len(tokens))], length)  # one token: no division by zero
 
 

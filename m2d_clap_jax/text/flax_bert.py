@@ -99,8 +99,10 @@ def _fetch(name):
 
 def _download(name):
   from huggingface_hub import snapshot_download
+
+  from m2d_clap_jax.weights.hub import is_silent
   try:
-    return pathlib.Path(snapshot_download(name, allow_patterns=_FILES))
+    return pathlib.Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=is_silent()))
   except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
     raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub '
                     f'({_first_line(error)}); check the name and the network, or give a folder or \'minilm\'') from None

@@ -11,7 +11,7 @@ import numpy as np
 from m2d_clap_jax.text import flax_bert
 
 # Sentences are padded to the next of these lengths: few shapes, so few compilations.
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:

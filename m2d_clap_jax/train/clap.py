@@ -86,10 +86,9 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     guards.watchdog.beat('making or restoring the state')
     update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number))
                       if mask_ratio else (0, 0), model=network, tower=tower, tx=tx, dropout=dropout, **loss)
-    about = {'settings': settings, 'model': model_fields(network), 'logmel': found.meta['logmel'],
-             'norm_stats': network.norm_stats,
-             'data': {'clips': found.split.num_clips, 'fingerprint': found.split.fingerprint},
-             'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
+    about = found.about() | {
+        'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
+        'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=devices, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()), actions=[Every(log_every, functools.partial(found.log_counts, batches.order)),

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.sampling import Epochs, rarity, validation_crops
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.eval import linear_protocol, plots, report
+from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
 from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
@@ -29,10 +29,18 @@ from m2d_clap_jax.train.finetune_step import (
   freezing,
 )
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import FINE_TUNING, cosine_behind_warmup
+from m2d_clap_jax.train.optim import cosine_behind_warmup, warmup_notice
 from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
-from m2d_clap_jax.train.task_data import Data, count_parameters, make_classifier, note, open_data
+from m2d_clap_jax.train.task_data import (
+  Data,
+  count_parameters,
+  make_augmentation,
+  make_classifier,
+  note,
+  open_data,
+  optimizer_of,
+)
 from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.run import classifier_variables, classifier_weights
 from m2d_clap_jax.workdir import own_workdir
@@ -43,17 +51,17 @@ RESULT = 'result.json'
 UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'runs')
 
 
-def run(config, workdir: str):
+def run(config, workdir: str, dry_run: bool = False):
   """Fine-tunes according to `config` (see configs/finetune.py), or continues the run in `workdir`."""
-  bind(finetune, config.to_dict(), 'config', given=('workdir',))(workdir)
+  bind(finetune, config.to_dict(), 'config', given=('workdir', 'dry_run'))(workdir, dry_run=dry_run)
 
 
-def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
+def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
              last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
              augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
              log_every: int, save_every: int, evals_every: int):
-  """Every argument is a key of the configuration, which documents it."""
-  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  """Every argument but the first two is a key of the configuration, which documents it."""
+  settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
                evals_every=evals_every)
   if head not in HEADS:
@@ -81,6 +89,9 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
     note(f'{task}: {len(opened.clips)} clips used, {len(found.rejected)} that cannot be read, {len(opened.classes)} '
          f'classes; inputs of {inputs.logmel.n_mels} x {inputs.logmel.num_frames(found.waves.samples)}; {devices.size} '
          f'{jax.devices()[0].platform} device(s); ' + (f'starts from {init}' if init else 'starts from random weights'))
+    if dry_run:
+      print(f'dry run: {count_parameters(classifier) / 1e6:.1f} M parameters; data and model fit; nothing was trained')
+      return
     rows = []
     for number in range(runs):
       for fold in opened.folds or (None,):
@@ -88,34 +99,16 @@ def finetune(workdir: str, *, job: str, seed: int, task: str, init: str, data: d
         rows.append({'run': number, 'fold': fold, **tuning.run(workdir / name, seed + number, fold)})
         note(f'{task}, {name}: {opened.metric} {100 * rows[-1]["score"]:.2f}%, of epoch {rows[-1]["epoch"]}')
   scores = [np.mean([row['score'] for row in rows if row['run'] == number]) for number in range(runs)]
+  scored = [clip for clip in opened.clips if opened.folds or clip.split == 'test'] or opened.clips
   mean, interval = linear_protocol.mean_and_interval(scores)
   if jax.process_index() == 0:
     report.write(workdir, {
-        'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval, 'trials': rows,
+        'job': job, 'task': task, 'metric': opened.metric, 'score': mean, 'interval': interval,
+        'chance': metrics.chance(opened.targets(scored)), 'trials': rows,
         'settings': settings, 'model': {'source': init or 'at random',
                                         'fingerprint': weights.fingerprint if weights else 'at random'},
         'clips': {'used': len(opened.clips), 'rejected': found.rejected}})
     print((workdir / report.TABLE).read_text())
-
-
-def optimizer_of(options: dict):
-  """{'name': 'sgd', ...} -> function of the learning rate; options that are None keep the optimizer's defaults."""
-  options = {key: value for key, value in options.items() if value is not None}
-  name = options.pop('name', None)
-  if name not in FINE_TUNING:
-    raise UserError(f'config.optim.name={name!r}: unknown; known: {", ".join(FINE_TUNING)}')
-  return bind(FINE_TUNING[name], options, 'config.optim', given=('learning_rate',))
-
-
-def make_augmentation(options: dict) -> Augmentation:
-  made = bind(Augmentation, options, 'config.augmentation')()
-  if made.mixup_on not in ('waves', 'logmel'):
-    raise UserError(f"config.augmentation.mixup_on={made.mixup_on!r}: unknown; known: waves, logmel")
-  if made.mixup < 0:
-    raise UserError(f'config.augmentation.mixup={made.mixup}: Beta(a, a) needs a above 0; 0 is no mixup')
-  if not 0 <= made.patchout < 1:
-    raise UserError(f'config.augmentation.patchout={made.patchout}: must be a share from 0 to below 1')
-  return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +283,8 @@ def _finished(folder, made_with: dict) -> dict:
 def _schedule(epoch: int, total: int, *, learning_rate: float, warmup_epochs: float = 0.0,
               end: float = 1e-7) -> optax.Schedule:
   """Half a cosine over all epochs to `end`, with a warm-up from 0 over `warmup_epochs` of `epoch` steps, by step."""
+  if notice := warmup_notice(warmup_epochs * epoch, total):
+    note(notice)
   return cosine_behind_warmup(learning_rate, warmup_epochs * epoch, total, end)
 
 

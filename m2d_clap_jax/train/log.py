@@ -186,12 +186,18 @@ class StepProgress:
     self._began = time.monotonic()
     self._printed = -math.inf
 
+  def show_first(self, step: int, scalars: dict[str, float], seconds: float):
+    """The first update's own row, at once; `seconds`: what it took, with its compilation."""
+    self._log.note(f'{self._row(step, scalars)}  compiled and computed in {clock(seconds)}')
+
+  def _row(self, step: int, scalars: dict[str, float]) -> str:
+    numbers = '  '.join(f'{name} {scalars[name]:.4g}' for name in ('loss', 'loss_m2d', 'loss_clap') if name in scalars)
+    return f'step {step}/{self._total}  {numbers}'
+
   def show(self, step: int, scalars: dict[str, float]):
     now = time.monotonic()
     left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-    numbers = '  '.join(f'{name} {scalars[name]:.4g}' for name in ('loss', 'loss_m2d', 'loss_clap') if name in scalars)
-    line = (f'step {step}/{self._total}  {numbers}  {scalars["samples_per_second"]:.1f} samples/s  '
-            f'left {clock(left)}')
+    line = f'{self._row(step, scalars)}  {scalars["samples_per_second"]:.1f} samples/s  left {clock(left)}'
     if sys.stderr.isatty():
       if self._log.active:
         sys.stderr.write(f'\r\x1b[K{line}')

@@ -1,5 +1,6 @@
 """The training loop for every kind of training: connects batches, an update, periodic actions and checkpoints."""
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -75,8 +76,13 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     for step in range(first + 1, total + 1):
       with metrics.waiting():
         arrays = sharding.to_devices(mesh, next(feed))
+      if step == first + 1:
+        log.note('compiling the update ...')
+        began = time.monotonic()
       state, values = update(state, arrays, step - 1)
       metrics.add(values)
+      if step == first + 1:
+        progress.show_first(step, jax.device_get(values), time.monotonic() - began)
       if due(log_every):
         row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1))}
         log.write(step, row)

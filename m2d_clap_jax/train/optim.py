@@ -22,6 +22,14 @@ def cosine_behind_warmup(peak: float, warmup_steps: float, total_steps: float, e
   return lambda step: jnp.where(step < warmup_steps, warm(step), cosine(step))
 
 
+def warmup_notice(warmup_steps: float, total_steps: float) -> str:
+  """What to report of a schedule that never reaches its peak; '' of others."""
+  if 0 < total_steps <= warmup_steps:
+    return (f'notice: the warm-up, {warmup_steps:g} steps, is no shorter than the run, {total_steps:g} steps: the learning '
+            'rate never reaches its peak. Shorten the warm-up in config.schedule, or train for longer')
+  return ''
+
+
 def linear_ramp(start: float, end: float, total_steps: int) -> optax.Schedule:
   """From `start` at the first update to `end` at the last, in equal steps (the EMA decay)."""
   return optax.linear_schedule(start, end, max(total_steps - 1, 1))

@@ -19,6 +19,11 @@ class PreparedData:
   labels: list[str] | None = None
   weights: Sequence[float] | None = None
 
+  def about(self) -> dict:
+    """What a checkpoint records of the data that it was trained on, as JSON data."""
+    return {'logmel': self.meta['logmel'], 'text_encoder': self.meta['text_encoder'],
+            'data': {'clips': self.split.num_clips, 'fingerprint': self.split.fingerprint}}
+
   def log_counts(self, order: Order, step: int, state, log):
     """How many clips of each folder the run has seen, as an action of `train.loop`."""
     del state

@@ -21,7 +21,7 @@ from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
-from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine, warmup_notice
 from m2d_clap_jax.train.prepared_data import PreparedData, open_data
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
@@ -30,18 +30,18 @@ from m2d_clap_jax.weights.description import check_network
 from m2d_clap_jax.workdir import own_workdir
 
 
-def run(config, workdir: str):
+def run(config, workdir: str, dry_run: bool = False):
   """Pre-trains as `config` (see configs/pretrain.py) says, or continues the run in `workdir`."""
   settings = config.to_dict()
-  bind(pretrain, settings, 'config', given=('workdir',))(workdir)
+  bind(pretrain, settings, 'config', given=('workdir', 'dry_run'))(workdir, dry_run=dry_run)
 
 
-def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
+def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
              steps: int | None, model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict,
              checkpoints: dict, stall_seconds: float, log_every: int, save_every: int, statistics_every: int,
              evals_every: int, evals: dict):
-  """Every argument is a key of the configuration and explained there."""
-  settings = {key: value for key, value in locals().items() if key != 'workdir'}
+  """Every argument but the first two is a key of the configuration and explained there."""
+  settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
   at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
@@ -68,6 +68,11 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
     guards.watchdog.beat('opening the data')
+    if dry_run:
+      state = jax.eval_shape(functools.partial(create_state, seed, model=network, tx=tx))
+      batches(0)
+      print(describe(network, split, state, mesh, total) + '\ndry run: data and model fit; nothing was trained')
+      return
     state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
     if weights and not meta:
       state, taken = start_from(state, weights)
@@ -82,10 +87,8 @@ def pretrain(workdir: str, *, job: str, seed: int, init: str, data: dict, batch_
           actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
-          metadata=lambda: {'settings': settings, 'logmel': found.meta['logmel'], 'norm_stats': network.norm_stats,
-                            'text_encoder': found.meta['text_encoder'],
-                            'data': {'clips': split.num_clips, 'fingerprint': split.fingerprint}},
-          description=describe(network, split, state, mesh, total), at_start=True)
+          metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about()},
+          description=describe(network, split, state, mesh, total, int(state.step)), at_start=True)
 
 
 def count_steps(steps: int | None, epochs: float, order: Order) -> int:
@@ -131,17 +134,17 @@ def check_data(before: dict, found: PreparedData):
   """
   def same(what: str, now, was):
     if now != was:
-      raise UserError(f'{found.folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it '
-                      'those data again, or use another --workdir')
+      raise UserError(f'{found.folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it those '
+                      'data again, or use another --workdir')
   if not before:
     return
-  encoder, its = found.meta['text_encoder'], before['text_encoder']
-  same('log-mels', found.meta['logmel'], before['logmel'])
+  now, encoder, its = found.about(), found.meta['text_encoder'], before['text_encoder']
+  same('log-mels', now['logmel'], before['logmel'])
   same('captions of', encoder and (encoder['name'], encoder['hash']), its and (its['name'], its['hash']))
   data = before.get('data')  # checkpoints of earlier versions have none
   if data:
-    same('a number of clips of', found.split.num_clips, data['clips'])
-  if data and found.split.fingerprint != data['fingerprint'] and jax.process_index() == 0:
+    same('a number of clips of', now['data']['clips'], data['clips'])
+  if data and now['data']['fingerprint'] != data['fingerprint'] and jax.process_index() == 0:
     mean, std = before['norm_stats']
     print(f'notice: {found.folder.path}: its records are not those that the run began with; it keeps its own mean {mean:.4f} and '
           f'deviation {std:.4f}, where the data have {found.meta["mean"]:.4f} and {found.meta["std"]:.4f}', file=sys.stderr)
@@ -176,9 +179,14 @@ def count_parameters(model: M2DCLAP) -> int:
 
 
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
-                  warmup_steps: int | None = None):
-  """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps) or steps."""
-  warmup = warmup_epochs * epoch if warmup_steps is None else warmup_steps
+                  warmup_share: float | None = None, warmup_steps: int | None = None):
+  """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps), or a share of the run
+  where that is given, or steps where these are."""
+  warmup = warmup_epochs * epoch if warmup_share is None else warmup_share * total
+  warmup = warmup if warmup_steps is None else warmup_steps
+  notice = warmup_notice(warmup, total)
+  if notice and jax.process_index() == 0:
+    print(notice, file=sys.stderr)
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
@@ -198,8 +206,8 @@ def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):
                     title=clip.key, captions=clip.captions)
 
 
-def describe(model: M2DCLAP, split, state, mesh, total: int) -> str:
-  """The sizes of model, data and machine."""
+def describe(model: M2DCLAP, split, state, mesh, total: int, first: int = 0) -> str:
+  """The sizes of model, data and machine; `state` may be of shapes."""
   count = sum(x.size for x in jax.tree.leaves(state.params))
   return (f'{sharding.table(state, mesh)}\n{count / 1e6:.1f} M parameters, {model.num_patches} patches; '
-          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {int(state.step)} to {total}')
+          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {first} to {total}')

@@ -20,6 +20,7 @@ from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged
 from m2d_clap_jax.tasks.decoded import SCALE, Waves
 from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
+from m2d_clap_jax.train.optim import FINE_TUNING
 from m2d_clap_jax.train.pretrain import check_model
 from m2d_clap_jax.weights import Weights
 
@@ -148,3 +149,23 @@ def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
     sums += values.size, values.sum(), np.square(values).sum()
   mean = sums[1] / sums[0]
   return float(mean), math.sqrt(max(sums[2] / sums[0] - mean ** 2, 1e-12))
+
+
+def optimizer_of(options: dict):
+  """{'name': 'sgd', ...} -> function of the learning rate; options that are None keep the optimizer's defaults."""
+  options = {key: value for key, value in options.items() if value is not None}
+  name = options.pop('name', None)
+  if name not in FINE_TUNING:
+    raise UserError(f'config.optim.name={name!r}: unknown; known: {", ".join(FINE_TUNING)}')
+  return bind(FINE_TUNING[name], options, 'config.optim', given=('learning_rate',))
+
+
+def make_augmentation(options: dict) -> Augmentation:
+  made = bind(Augmentation, options, 'config.augmentation')()
+  if made.mixup_on not in ('waves', 'logmel'):
+    raise UserError(f"config.augmentation.mixup_on={made.mixup_on!r}: unknown; known: waves, logmel")
+  if made.mixup < 0:
+    raise UserError(f'config.augmentation.mixup={made.mixup}: Beta(a, a) needs a above 0; 0 is no mixup')
+  if not 0 <= made.patchout < 1:
+    raise UserError(f'config.augmentation.patchout={made.patchout}: must be a share from 0 to below 1')
+  return made

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT
+from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT, SIZES
 from m2d_clap_jax.models.masking import num_visible, random_mask
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.options import bind
@@ -186,7 +186,7 @@ def _refuse(weights: Weights, missing=(), extra=(), misshaped=()):
 def family(weights: Weights) -> str:
   """The kind of model, in words."""
   model, params = weights.network(), weights.trees.get('params', {})
-  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(model.width, f'width {model.width}')
+  size = size_name(model) or f'width {model.width}, {model.depth} blocks'
   if model.text_width is not None:
     kind = 'M2D-CLAP (2025)' if model.audio_projector == 'semantic' else 'M2D-CLAP'
   else:
@@ -200,6 +200,11 @@ def family(weights: Weights) -> str:
   if weights.text:
     parts.append('with its text encoder inside')
   return ', '.join(parts)
+
+
+def size_name(network: M2DCLAP) -> str | None:
+  """'tiny', 'small', 'base' or 'large' of a ViT with that width and depth; None of another."""
+  return next((name for name, size in SIZES.items() if (size['width'], size['depth']) == (network.width, network.depth)), None)
 
 
 def _listed(names, most: int = 8) -> str:

@@ -4,7 +4,7 @@ import pathlib
 
 from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path, read_bytes
+from m2d_clap_jax.paths import as_path, is_remote, read_bytes
 from m2d_clap_jax.weights import description
 from m2d_clap_jax.weights.core import Weights, check, family, overridden
 from m2d_clap_jax.weights.files import in_place, read_tensors
@@ -25,11 +25,16 @@ def save_portable(weights: Weights, folder):
   tensors |= {weights.text_prefix + name: value for name, value in weights.text.items()}
   # The description comes last: a folder whose writing was broken off is no model.
   (folder / CONFIG).unlink(missing_ok=True)
-  in_place(folder / TENSORS, lambda path: save_file(tensors, path, {'format': 'pt'}))
+  sums = []
+
+  def write(path):
+    save_file(tensors, path, {'format': 'pt'})
+    sums.append(fields.checksum_of_file(path))
+  in_place(folder / TENSORS, write)
   save_card(weights, folder)
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
-            'classes': weights.classes, 'step': weights.step, 'tensors_checksum': fields.checksum(read_bytes(folder / TENSORS))}
+            'classes': weights.classes, 'step': weights.step, 'tensors_checksum': sums[0]}
   _write_text(folder / CONFIG, json.dumps(fields.sealed(config), indent=2) + '\n')
   return folder
 
@@ -62,7 +67,8 @@ def read_portable(folder, overrides) -> Weights:
   except OSError as error:
     raise UserError(f'{folder / CONFIG}: cannot be read ({error.strerror or error}): check the file') from None
   tensors = read_tensors(folder / TENSORS)
-  if config.get('tensors_checksum') not in (None, fields.checksum(read_bytes(folder / TENSORS))):
+  wanted = config.get('tensors_checksum')  # earlier versions wrote none; stores check what they give themselves
+  if wanted and not is_remote(folder) and wanted != fields.checksum_of_file(folder / TENSORS):
     raise UserError(f'{folder / TENSORS}: is not the file that {CONFIG} belongs to, or is damaged; {_ADVICE}')
   prefix = config['text_prefix']
   text = {name.removeprefix(prefix): value for name, value in tensors.items() if prefix and name.startswith(prefix)}

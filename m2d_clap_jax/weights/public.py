@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
-from m2d_clap_jax.weights.core import TEXT_ENCODERS, TEXT_PREFIX, Weights, check, pooling_of
+from m2d_clap_jax.weights.core import TEXT_ENCODERS, TEXT_PREFIX, Weights, check, pooling_of, size_name
 from m2d_clap_jax.weights.files import in_place, read_tensors, text_prefix, unwrap, without_prefix
 from m2d_clap_jax.weights.names import to_flax, to_torch
 
@@ -159,7 +159,7 @@ def model_name(weights: Weights) -> str:
   """The authors' name for this kind of model, as in 'm2d_clap_vit_base'."""
   network = weights.network()
   kind = 'm2d_clap' if network.text_width is not None else 'msm_mae' if network.predict == 'pixels' else 'm2d'
-  size = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large'}.get(network.width, f'w{network.width}')
+  size = size_name(network) or f'w{network.width}d{network.depth}'
   return f'{kind}_vit_{size}'
 
 
