@@ -192,7 +192,7 @@ def test_a_mistake_in_a_configuration_is_reported_with_the_line_of_the_users_fil
     ({'checkpoints.keep_every': 0}, ['config.checkpoints.keep_every=0']),
     ({'model.audio_projector': 'MLP'}, ['audio_projector', 'mlp, semantic']),
     ({'model.text_projector': 'Linear'}, ['text_projector', 'identity, linear, mlp']),
-    ({'model.text_projector': 'identity'}, ['text_projector=identity', 'config.model.text_width=32', 'is 8']),
+    ({'model.text_projector': 'identity'}, ['text_projector=identity', 'text_width=32', 'is 8']),
     ({'model.heads': 5}, ['config.model.width', 'heads']),
     ({'data.sample_rate': 32000}, ['16000', '32000']),
     ({'data.split': 'valid'}, ['valid', 'train']),
