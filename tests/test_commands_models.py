@@ -69,7 +69,7 @@ def test_info_tells_people_and_programs_the_same(complete, model, capsys):
 def test_portable_to_pth_and_back_is_the_same_model_in_every_tensor(model, tmp_path, capsys):
   overrides = ['--heads', 3, '--text_encoder', 'minilm']
   assert run('convert', model, tmp_path / 'pth', '--to', 'pth') == 0
-  path, = (tmp_path / 'pth').glob('m2d_clap_vit_w96-80x96p16x16-*/checkpoint-0.pth')
+  path, = (tmp_path / 'pth').glob('m2d_clap_vit_w96d2-80x96p16x16-*/checkpoint-0.pth')
   assert str(path) in capsys.readouterr().out
   assert run('convert', path, tmp_path / 'back', *overrides) == 0
   same_weights(tmp_path / 'back', model)
@@ -91,7 +91,7 @@ def test_info_says_that_a_logit_scale_is_a_default(complete, model, tmp_path, ca
 
 def test_the_name_of_an_export_tells_the_text_encoder(model, tmp_path, capsys):
   assert run('convert', model, tmp_path, '--to', 'pth', '--encoder_only', '--text_encoder', 'bert-base-uncased') == 0
-  path, = tmp_path.glob('m2d_clap_vit_w96-80x96p16x16p16kpB-*/checkpoint-0.pth')
+  path, = tmp_path.glob('m2d_clap_vit_w96d2-80x96p16x16p16kpB-*/checkpoint-0.pth')
   encoder = facts(capsys, path, '--heads', 3)['text_encoder']
   assert (encoder['name'], encoder['pooling']) == ('bert-base-uncased', 'cls')
 

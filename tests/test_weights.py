@@ -225,13 +225,13 @@ def test_the_pth_that_is_written_loads_strictly_into_a_torch_module_of_the_publi
   import torch
   loaded = weights.read(saved(tmp_path, complete('clap_tiny')), **TINY)
   path = public.save_pth(loaded, tmp_path / 'out', 300)
-  assert path.parent.name.startswith('m2d_clap_vit_w96-80x96p16x16-') and path.name == 'checkpoint-300.pth'
+  assert path.parent.name.startswith('m2d_clap_vit_w96d2-80x96p16x16-') and path.name == 'checkpoint-300.pth'
   module = torch_module(torch, reference.shapes('clap_tiny'))
   content = torch.load(path, weights_only=False)  # as the authors do: a complete file holds a Namespace
   result = module.load_state_dict(content['model'], strict=True)
   assert not result.missing_keys and not result.unexpected_keys and content['epoch'] == 300
   assert vars(content['args']) == {
-      'model': 'm2d_clap_vit_w96', 'input_size': [80, 96], 'patch_size': [16, 16], 'sample_rate': 16000,
+      'model': 'm2d_clap_vit_w96d2', 'input_size': [80, 96], 'patch_size': [16, 16], 'sample_rate': 16000,
       'norm_stats': pytest.approx([-7.1, 4.2]), 'mask_ratio': 0.7, 'decoder_depth': 2,
       'text_encoder': 'thenlper/gte-base', 'pooling': 'mean', 'epochs': 300}
   small = public.save_pth(loaded.encoder_only(), tmp_path / 'small', 300)
