@@ -61,7 +61,7 @@ def test_info_tells_people_and_programs_the_same(complete, model, capsys):
   assert own['norm_stats'] == {'mean': -7.1, 'deviation': 4.2} and own['classes'] is None
   assert run('info', model) == 0
   printed = capsys.readouterr().out
-  for text in ('M2D-CLAP (width 96, 80x96, patches 16x16, 16 kHz)', f'total {parts["total"]:,}', 'mean -7.1, deviation',
+  for text in ('M2D-CLAP (width 96, 2 blocks, 80x96, patches 16x16, 16 kHz)', f'total {parts["total"]:,}', 'mean -7.1, deviation',
                'name minilm, pooling mean', complete.fingerprint, 'pretraining can continue  yes'):
     assert text in printed
 
