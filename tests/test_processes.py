@@ -120,7 +120,7 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(config, alone, tmp_path):
   wait_for(processes[0], written(tmp_path, 2))
   processes[1].send_signal(signal.SIGTERM)
   errors = finish(processes, faults.EXIT_PREEMPTED)
-  assert all('is saved: the same command continues' in error for error in errors)
+  assert all('which is saved; the same command continues' in error for error in errors)
   finish(start(config, tmp_path, 2))
   close(losses(tmp_path), alone)
 
