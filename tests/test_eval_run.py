@@ -124,7 +124,8 @@ def test_zero_shot_of_several_labels_is_scored_by_average_precision(root, model,
 def test_retrieval_in_both_directions(root, model, tmp_path):
   result = run(root, model, tmp_path, 'retrieval', 'captions')
   assert result['captions'] == 30 and result['metric'] == 'R@1' and set(result['text_to_audio']) == {
-      'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank'}
+      'R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank', 'chance'}
+  assert result['text_to_audio']['chance'] == pytest.approx(1 / 15)
   assert result['text_to_audio']['R@1'] <= result['text_to_audio']['R@10'] <= 1
   table = (tmp_path / 'results.md').read_text()
   assert '| text to audio |' in table and '| audio to text |' in table
@@ -231,7 +232,7 @@ def test_missing_and_damaged_clips_end_an_evaluation_unless_told_to_go_on(root, 
   data = {'root': str(folder), 'csv': str(root / 'splits.csv'), 'seconds': 0.5}
   with pytest.raises(UserError, match=r'3 of 60 clips cannot be read \(7.flac, 10.flac, 23.flac; all'):
     evaluate(str(tmp_path), data=data, **settings | {'init': str(tmp_path / 'not looked at yet')})
-  with pytest.raises(UserError, match="config.data.damaged='maybe': is neither"):
+  with pytest.raises(UserError, match="config.data.damaged='maybe': unknown; use fail or skip"):
     evaluate(str(tmp_path), data=data | {'damaged': 'maybe'}, **settings)
 
 

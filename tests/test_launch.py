@@ -114,7 +114,8 @@ def test_the_readme_names_every_variant_and_every_file_it_links():
   spec = importlib.util.spec_from_file_location('pretrain_config', ROOT / 'configs' / 'pretrain.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  table = re.findall(r'^\| `:([\w.]+)`', readme, re.MULTILINE)
+  cells = re.findall(r'^\| (`:[^|]+)\|', readme, re.MULTILINE)
+  table = [name for cell in cells for name in re.findall(r'`:([\w.]+)`', cell)]
   assert sorted(table) == sorted(module.VARIANTS)
   for link in re.findall(r'\]\(([^)#:]+)\)', readme):
     assert (ROOT / link).exists(), link
@@ -211,7 +212,7 @@ def test_a_tpu_is_made_used_and_deleted(tpu):
 
 def test_a_tpu_that_is_taken_away_is_asked_for_again(tpu):
   code, errors, commands = tpu(*JOB, succeeds=3)
-  assert code == 0 and errors.count('was taken away') == 2
+  assert code == 0 and errors.count('was preempted; requesting another') == 2
   assert [sum(verb in command for command in commands) for verb in (' create ', ' ssh ', ' delete ')] == [3, 3, 3]
 
 
@@ -240,7 +241,7 @@ def test_the_jobset_has_a_pod_for_each_machine_and_restarts_what_was_preempted(t
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   assert job['completions'] == job['parallelism'] == hosts and job['backoffLimit'] == 0
   codes = [rule['onExitCodes']['values'] for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
-  assert codes == [[EXIT_PREEMPTED, EXIT_STALLED]]
+  assert codes == [[EXIT_PREEMPTED, EXIT_STALLED, 134]]  # 134: JAX aborts a process whose peer is gone
   pod = job['template']['spec']
   assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == topology
   assert pod['containers'][0]['args'] == ['--distributed', *options]

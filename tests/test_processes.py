@@ -18,7 +18,7 @@ from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
 from tests import launched, test_finetune
 from tests.prepare_helpers import FakeEncoder, corpus
-from tests.test_pretrain import ENVIRONMENT, flags, losses, tiny_config, wait_for  # noqa: F401
+from tests.test_pretrain import ENVIRONMENT, TINY, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
 # order everywhere (see conftest.py): gloo would otherwise add up what does not belong together.
@@ -161,16 +161,15 @@ def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_afte
 
 # A mesh that alternates between the processes: rows of a batch are not grouped by process.
 ENCODE = '''
-import functools, json, numpy as np
+import ast, functools, json, numpy as np
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.eval.encode import SplitEncoder
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.train.optim import make_optimizer
 from m2d_clap_jax.train.step import create_state
-from tests.test_pretrain import TINY
 
-model = M2DCLAP(**TINY)
+model = M2DCLAP(**ast.literal_eval(sys.argv[3]))
 a, b, c, d = jax.devices()
 assert a.process_index == b.process_index != c.process_index
 mesh = sharding.make_mesh([a, c, b, d])
@@ -179,7 +178,7 @@ params = jax.jit(create, out_shardings=sharding.replicated(mesh))().params
 split = Folder(sys.argv[2]).split('train')
 read, count = split.read, []
 split.read = lambda numbers: (count.extend(numbers), read(numbers))[1]
-features, audio, clips = SplitEncoder(model, mesh, lambda word: None)(params, split)
+features, audio, clips = SplitEncoder(model, mesh, lambda word: None)({'params': params}, split)
 jax.config.update('jax_default_device', jax.local_devices()[0])
 params = jax.device_get(params)
 split = Folder(sys.argv[2]).split('train')
@@ -192,7 +191,7 @@ print(json.dumps({'read': sorted(count), 'keys': [clip.key for clip in clips],
 
 
 def test_evaluations_read_each_clip_once_in_all_processes_and_keep_their_order_for_any_order_of_devices(data):  # noqa: F811
-  found = [json.loads(lines[-1]) for lines in run_together(ENCODE, data)]
+  found = [json.loads(lines[-1]) for lines in run_together(ENCODE, data, TINY)]
   for each in found:
     assert each['keys'] == each['all'] and each['error'] < 1e-5
   assert sorted(found[0]['read'] + found[1]['read']) == list(range(40))
@@ -272,7 +271,7 @@ def test_each_host_reads_its_own_part_of_a_batch_alone(data):  # noqa: F811
   options = dict(frames=32, batch_size=16, seed=0, captions=embeddings)
   whole = TrainingBatches(split, **options)(3)
   read = []
-  split._data, original = lambda *record: (read.append(record[:3]), original(*record))[1], split._data
+  split._data, original = lambda *record: (read.append(record), original(*record))[1], split._data
   parts = [TrainingBatches(split, **options, part=(i, 4))(3) for i in range(4)]
   for name in whole:
     np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
@@ -293,10 +292,11 @@ def test_hosts_together_read_every_record_of_odd_shards_once_an_epoch(hosts, odd
   splits = [Folder(odd).split('train') for _ in range(hosts)]
   counts = [collections.Counter() for _ in splits]
   for host, (split, count) in enumerate(zip(splits, counts)):
-    split._data = lambda *record, c=count, f=split._data: (c.update([record[:3]]), f(*record))[1]
+    split._data = lambda i, *record, c=count, f=split._data: (c.update([int(i)]), f(i, *record))[1]
     batches = TrainingBatches(split, frames=24, batch_size=12, seed=0, captions=embeddings, part=(host, hosts))
     for step in range(37):  # 12 epochs
       batches(step)
   assert {sum(count.values()) for count in counts} == {12 * 37 // hosts}
   total = sum(counts, collections.Counter())
-  assert len(total) == 37 and set(total.values()) == {12} and len({shard for shard, *_ in total}) == 5
+  assert sorted(total) == list(range(37)) and set(total.values()) == {12}
+  assert set(splits[0].locate(range(37))[0]) == set(range(5))
