@@ -78,7 +78,7 @@ def test_counts_add_up_and_rejections_are_listed(mixed):
   rows = list(csv.reader((mixed / 'out/rejected.csv').read_text().splitlines()))
   assert rows == [['file', 'reason', 'split', 'rows'], ['long.wav', 'no caption and no label', 'test', '1'],
                   ['../out.wav', 'path is outside the audio root', 'train', '1'],
-                  ['gone.wav', 'no such file', 'train', '1']]
+                  ['gone.wav', 'no such file; correct the path or drop its row', 'train', '1']]
 
 
 def test_mean_and_std_are_those_of_the_stored_train_clips(mixed):
@@ -232,7 +232,7 @@ def test_when_everything_is_rejected_the_most_frequent_reason_is_told(tmp_path):
   manifest = write_manifest(tmp_path / 'm.csv', [(f'{i}.wav', 'x') for i in range(4)], ('file_name', 'caption'))
   with pytest.raises(UserError, match=r'every file .* most often \(3 of 4\) .*\.wav: .*not readable'):
     prepare.prepare(manifest, tmp_path, tmp_path / 'out', text_encoder=None, workers=1)
-  for i in range(4):  # mended, the same command works
+  for i in range(4):  # once fixed, the same command works
     soundfile.write(tmp_path / f'{i}.wav', noise(0.1), 16000)
   meta = prepare.prepare(manifest, tmp_path, tmp_path / 'out', text_encoder=None, workers=1)
   assert meta['splits']['train']['clips'] == 4

@@ -49,7 +49,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     columns, like: names of the manifest's columns, or the data set that it is of (see data.manifest).
 
   Raises:
-    UserError: for what cannot be mended by rejecting a file; finished shards stay.
+    UserError: for what rejecting a file cannot solve; finished shards stay.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
   audio_root = os.fspath(paths.as_path(audio_root))
@@ -134,7 +134,7 @@ def summary(meta, out):
                  f'rows: {n["rows"]} = {n["rows"] - n["rejected_rows"]} written + {n["rejected_rows"]} rejected')
   if any(n['rejected_rows'] for n in meta['splits'].values()):
     lines.append(f'  why files were rejected: {os.path.join(os.fspath(out), "rejected.csv")} '
-                 '(once they are mended, the same command writes their shards again)')
+                 '(once they are fixed, the same command writes their shards again)')
   return '\n'.join(lines)
 
 
