@@ -62,8 +62,8 @@ def test_sounds_may_be_named_from_here_and_from_elsewhere(here, monkeypatch):
     ('a', '\n'.join(map(str, range(201))), '201 lines; this page takes 200'),
     ('a', 'x' * 301, '301 letters; this page takes 300'),
     ('hour', LABELS, 'longer than 10 minutes'),
-    ('text', LABELS, 'This file cannot be used: not readable'),
-    ('cut', LABELS, 'not readable')])
+    ('text', LABELS, 'This file cannot be used: is not readable as audio'),
+    ('cut', LABELS, 'is cut off or corrupt')])
 def test_what_cannot_be_compared_is_told(here, sound, texts, message):
   files = {'a': here.usable[0], 'hour': here.hour, 'text': str(here.root / 'audio' / 'more' / 'text.wav'),
            'cut': str(here.root / 'audio' / 'more' / 'cut.flac'), None: None}
@@ -158,7 +158,7 @@ def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found
   image = until(lambda: one('#picture img'))
   assert until(lambda: int(image.get_attribute('naturalWidth'))) > 500
 
-  for bad, message in ((str(here.root / 'audio' / 'more' / 'text.wav'), 'not readable'), (here.hour, 'longer than 10 minutes')):
+  for bad, message in ((str(here.root / 'audio' / 'more' / 'text.wav'), 'is not readable'), (here.hour, 'longer than 10 minutes')):
     browser.refresh()
     upload(bad, lambda: one('#sound [aria-label="Clear"]'))
     compare()
