@@ -13,7 +13,7 @@ import pytest
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.train import faults, pretrain
+from m2d_clap_jax.train import faults, prepared_data, pretrain
 from m2d_clap_jax.train.checkpoint import DAMAGED, Checkpoints, read_parameters
 from tests import launched
 from tests.prepare_helpers import FakeEncoder, corpus
@@ -199,7 +199,7 @@ def test_no_watchdog_outlives_an_error_and_opening_the_data_is_watched(data, tmp
   def refuse(*args, **kwargs):
     watched.extend(thread.name for thread in threading.enumerate())
     raise UserError('no such data')
-  monkeypatch.setattr(pretrain, 'Folder', refuse)
+  monkeypatch.setattr(prepared_data, 'Folder', refuse)
   with pytest.raises(UserError, match='no such data'):
     pretrain.run(tiny_config(data), tmp_path)
   assert 'watchdog' in watched

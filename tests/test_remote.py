@@ -107,6 +107,8 @@ def test_data_prepared_in_a_bucket_are_the_bytes_prepared_on_a_disk(data, record
   there = {name: paths.as_path(f'{records}/{name}').read_bytes() for name in paths.files_under(records)}
   assert sorted(there) == sorted(expected)
   for name, value in expected.items():
+    if name.endswith('.tfrecord.json'):  # which state when the audio was changed, and a sum of it all
+      there[name], value = ({**json.loads(text), 'stamps': 0, 'checksum': 0} for text in (there[name], value))
     if name != 'dataset_info.json':  # which has the folder's name
       assert there[name] == value, name
 
