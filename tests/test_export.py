@@ -6,10 +6,10 @@ import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax import weights
-from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.train import pretrain
+from m2d_clap_jax.train.prepared_data import open_data
 from m2d_clap_jax.weights import portable, public
 from tests import reference
 from tests.test_pretrain import one_device, tiny_config  # noqa: F401
@@ -107,7 +107,7 @@ def test_weights_of_another_size_are_refused_by_name(run, data, tmp_path):  # no
 def test_captions_of_another_text_encoder_than_that_of_the_weights_are_noticed(name, told, run, data, capsys):  # noqa: F811
   found = weights.read(run)
   other = found.text_encoder if name == 'fake' else found.text_encoder | {'name': name, 'hash': None}
-  pretrain.check_source(dataclasses.replace(found, text_encoder=other), Folder(data))
+  pretrain.check_source(dataclasses.replace(found, text_encoder=other), open_data(True, folder=str(data)))
   assert ('by another, those in' in capsys.readouterr().err) == told
 
 
