@@ -95,7 +95,7 @@ def test_labels_for_a_model_without_text_and_useless_files_are_one_line(here, ca
   assert run('classify', here.usable[0], '--model', model, '--labels', 'dog') == 2
   assert 'has no CLAP head' in capsys.readouterr().err
   assert run('classify', here.root / 'audio' / 'notes.txt', '--model', here.folder, '--labels', 'dog') == 2
-  assert capsys.readouterr().err.endswith('m2d-clap: none of the 1 files can be used\n')
+  assert capsys.readouterr().err.endswith('m2d-clap: none of the 1 files can be used, for the reasons above\n')
 
 
 def test_top_must_be_a_number_from_1(here, capsys):

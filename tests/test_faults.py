@@ -35,7 +35,7 @@ def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(dat
     codes.append(process.returncode)
     assert len(codes) < 4, error
     if codes == [faults.EXIT_PREEMPTED]:
-      assert 'is saved: the same command continues' in error
+      assert 'which is saved; the same command continues' in error
       assert 6 <= Checkpoints(broken).latest() < 30
   assert codes == [faults.EXIT_PREEMPTED, 0]
   assert losses(broken) == losses(tmp_path / 'whole')
