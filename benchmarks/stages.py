@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from transformers import BertConfig, FlaxBertModel
 
+from benchmarks import compiled
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.train import clap_step, step
 from m2d_clap_jax.train.augment import patchout_counts
@@ -44,10 +45,10 @@ def main(argv=None):
 
 
 def show(name: str, update, state, batch):
-  compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+  cost = compiled.cost(jax.jit(update, donate_argnums=0).lower(state, batch).compile())
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  print(f'{name}: state {size / 2 ** 20:.0f} MiB, temporary {compiled.memory_analysis().temp_size_in_bytes / 2 ** 20:.0f} '
-        f'MiB, {compiled.cost_analysis()["flops"] / 1e12:.2f} TFLOP', flush=True)
+  print(f'{name}: state {size / 2 ** 20:.0f} MiB, temporary {cost.temporary:.0f} MiB, '
+        f'{cost.flops / 1e3:.2f} TFLOP', flush=True)
 
 
 if __name__ == '__main__':

@@ -14,10 +14,10 @@ from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.clips import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import inference
+from m2d_clap_jax.models.classifier import EPSILON
 from m2d_clap_jax.weights import Weights, family, read
 
 TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot classification
-BATCH_NORM_EPSILON = 1e-5
 # Tokens that the semantic projector sees at once: 64 chunks of 190. Its cost grows with their square.
 MOST_TOKENS = 64 * 190
 FEWEST_TEXTS = 8  # that are projected at once: filled up
@@ -170,7 +170,7 @@ class Pipeline:
     head, stats = self.weights.trees['head'], self.weights.trees['head_stats']
     if len(stats['mean']) == self.network.width:  # trained with structured patchout: on the mean patch
       x = x.reshape(len(x), -1, self.network.width).mean(axis=1)
-    x = (x - stats['mean']) / np.sqrt(stats['var'] + BATCH_NORM_EPSILON)
+    x = (x - stats['mean']) / np.sqrt(stats['var'] + EPSILON)
     return (x @ head['kernel'] + head['bias']).astype(np.float32)
 
   @functools.cached_property

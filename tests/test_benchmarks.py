@@ -150,7 +150,7 @@ def test_the_benchmark_encodes_the_tokens_that_a_clip_has():
   assert base == pytest.approx(12 * 2 * 768 * (12 * 768 * 317 + 2 * (191 ** 2 + 126 ** 2)) + 2 * 315 * 256 * 768)
 
 
-def test_encode_runs_without_tensorflow_orbax_and_transformers(tmp_path):
+def test_encode_runs_without_tensorflow_orbax_and_transformers():
   blocked = ['tensorflow', 'tensorflow_datasets', 'transformers', 'orbax', 'clu', 'ml_collections']
   program = (f'import sys\nfor name in {blocked}: sys.modules[name] = None\nfrom benchmarks import encode\n'
              'encode.main("--size small_2s --batch 1 --rounds 1 --matmul 64 --dtype bfloat16".split())\n'

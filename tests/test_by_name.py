@@ -176,7 +176,7 @@ def test_an_answer_that_is_a_page_leaves_the_part_as_it_is(server, tmp_path):
   assert (tmp_path / 'cache' / f'{NAME}.zip.part').read_bytes() == data[:1 << 20]
 
 
-def test_a_checkpoint_that_has_changed_is_not_taken(server, tmp_path):
+def test_a_checkpoint_that_has_changed_is_not_taken(server):
   offer_noise()
   checkpoint = released.fetch(NAME)
   os.utime(checkpoint, (1, 1))

@@ -236,7 +236,7 @@ def test_missing_and_damaged_clips_end_an_evaluation_unless_told_to_go_on(root, 
     evaluate(str(tmp_path), data=data | {'damaged': 'maybe'}, **settings)
 
 
-def test_a_model_without_text_is_told_before_anything_is_extracted(root, model, tmp_path):
+def test_a_model_without_text_is_told_before_anything_is_extracted(root, tmp_path):
   silent = save_portable(tiny_weights(text_width=None), tmp_path / 'silent')
   with pytest.raises(UserError, match='no CLAP head, which zeroshot needs'):
     run(root, silent, tmp_path, 'zeroshot', 'splits')

@@ -96,7 +96,7 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 
 
-def test_a_finished_run_is_not_done_again(run, data, capsys):
+def test_a_finished_run_is_not_done_again(run, data):
   before = (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns
   finetune.run(tiny_config(data, runs=2), str(run))
   assert (run / 'run1' / 'metrics.jsonl').stat().st_mtime_ns == before

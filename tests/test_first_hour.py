@@ -163,7 +163,7 @@ def main_py(*options, **env):
                         env={**os.environ, **env}, cwd=ROOT.parent)
 
 
-def test_a_device_that_is_not_there_is_told_in_a_line(monkeypatch, tmp_path):
+def test_a_device_that_is_not_there_is_told_in_a_line(tmp_path):
   code = 'import sys; from m2d_clap_jax.cli import main; sys.exit(main.main())'
   done = subprocess.run([sys.executable, '-c', code, 'info', save_model(tmp_path / 'model')], capture_output=True, text=True,
                         env={**os.environ, 'JAX_PLATFORMS': 'rocm', 'PYTHONPATH': str(ROOT)})

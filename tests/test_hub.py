@@ -136,7 +136,7 @@ def test_a_folder_without_a_model_card_is_given_one(server, portable, tmp_path):
   assert Server.files['lab/plain']['README.md'] == card == (portable / 'README.md').read_bytes()
 
 
-def test_what_the_hub_lacks_is_told(server, portable, tmp_path):
+def test_what_the_hub_lacks_is_told(server, tmp_path):
   settings = dict(endpoint=server, home=tmp_path / 'home')
   Server.files['lab/other'] = {'README.md': b'hello', 'weights.pth': b'x'}
   for name, words in {'lab/nothing': 'no such model', 'lab/other': 'contains no model of this package',

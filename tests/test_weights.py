@@ -99,7 +99,7 @@ def test_every_rule_reads_the_same_in_both_directions():
     assert names.torch_name(tree, path) == name
 
 
-def encoder_tensors(patch, columns, width=64, depth=2, rows=None):
+def encoder_tensors(patch, columns, width=64, rows=None):
   """An encoder-only file of any patch size."""
   rows = rows or 80 // patch[0]
   shapes = {name: shape for name, shape in reference.shapes('m2d_tiny').items()

@@ -100,7 +100,6 @@ def _attention(pipeline, files, folder, name: str) -> list:
 def _classes(pipeline, sounds, folder, name: str) -> list:
   """Draws the sounds of `sounds`/CLASS/ as a model represents them."""
   from m2d_clap_jax.eval import class_plots
-  from m2d_clap_jax.eval.class_plots import draw_classes
   from m2d_clap_jax.eval.metrics import zeroshot
   features, audio, owners = _features(pipeline, sounds)
   classes = sorted(set(owners))
@@ -113,10 +112,10 @@ def _classes(pipeline, sounds, folder, name: str) -> list:
     text = pipeline.encode_labels(classes)
     found = zeroshot(audio, text, labels)
     title = f'{title}, zero-shot'
-    draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
-                 title=title, prefix=f'{name}_')
+    class_plots.draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
+                             title=title, prefix=f'{name}_')
     class_plots.similarity_map(found['class_similarity'], classes, classes, folder / f'{name}_similarity.png',
-                         title=f'{title}: {100 * found["accuracy"]:.1f}%')
+                               title=f'{title}: {100 * found["accuracy"]:.1f}%')
     written += [folder / f'{name}_{kind}.png' for kind in ('similarity', 'confusion', 'classes')]
   if not written:
     raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '

@@ -60,8 +60,10 @@ def load_dictionary(path):
     if not isinstance(content, dict):
       raise ValueError(f'it contains a {type(content).__name__}, not a dictionary')
     return {_text(key): _matrix(key, value) for key, value in content.items()}
+  except UserError:  # of a store: it says what was wrong
+    raise
   except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}): check --caption_embeddings') from e
+    raise UserError(f'{path}: cannot be read ({e.strerror or e}): check --caption_embeddings') from e
   except Exception as e:  # a damaged pickle can raise almost any exception
     raise UserError(f'{path}: not a dictionary of caption embeddings ({" ".join(str(e).split())}): '
                     'save it with np.save(path, {id: array})') from e

@@ -1,4 +1,4 @@
-"""`m2d-clap prepare`: audio and captions in, a folder of TFRecord shards out (see data.shards and data.schema)."""
+"""`m2d-clap prepare`: audio and captions in, a folder of TFRecord shards out (see data.write and data.schema)."""
 import contextlib
 import dataclasses
 import functools
@@ -46,7 +46,8 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     task: (i, n) writes every n-th shard, from the i-th, beside n - 1 others with the same arguments, on one machine or
       many that share `out`. Whichever ends last completes the folder. The result is that of one run.
     beam: options of Apache Beam, '' for its defaults, makes the shards in a Beam pipeline. The result is the same.
-    columns, like: names of the manifest's columns, or the data set that it is of (see data.manifest).
+    columns: {ours: (theirs, ...)} where the manifest's columns have other names.
+    like: the published data set that the manifest is of, a key of tables.layouts.LAYOUTS; '' for none.
 
   Raises:
     UserError: for what rejecting a file cannot solve; finished shards stay.
@@ -72,7 +73,7 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     done = write.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
-    source = Source(worker.AUDIO, os.fspath(audio_root), logmel, max_seconds)
+    source = Source(worker.AUDIO, audio_root, logmel, max_seconds)
     if encoder and todo:
       texts = [text for row in rows for text in row.captions]
       bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
@@ -116,7 +117,7 @@ def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, samp
   with _folder(out, task) as out:
     jobs = write.plan(rows, _settings(logmel, max_seconds, bank, embedding_dtype), num_shards, _stamps(logmels, rows))
     done = write.finished(out, jobs)
-    source = Source(worker.NPY, os.fspath(logmels), logmel, max_seconds)
+    source = Source(worker.NPY, logmels, logmel, max_seconds)
     todo = [job for job in jobs if job.name not in done]
     if todo and beam is not None:
       _pipeline().run(out, todo, source, bank, beam)

@@ -191,7 +191,7 @@ def writing(path):
                     'make room or choose another --out; finished shards are kept, the same command continues') from e
 
 
-def write_text(path, text, alone=True):
+def write_text(path, text, alone):
   """Writes a small file at once or not at all; `alone` as in `paths.replacing`."""
   with writing(path):
     paths.write_text(path, text, alone)

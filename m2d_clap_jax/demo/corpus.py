@@ -7,18 +7,18 @@ Nothing is downloaded or vendored. The test clips use pitches (pitch classes C#,
 
 import contextlib
 import csv
-import fcntl
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 import wave
 
 import numpy as np
 
+from m2d_clap_jax import paths
 from m2d_clap_jax.demo import captions
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.locks import locked
 
 SAMPLE_RATE = 16000
 SECONDS = 2.1  # a little over the 208 frames that the demo's model sees
@@ -86,7 +86,7 @@ def ensure(folder, *, seed: int = 0, workers: int | None = None) -> pathlib.Path
         raise UserError(f'{folder}: files of the rendered demo corpus are damaged (see records/rejected.csv); '
                         'remove the folder and try again')
       with _writing(folder):
-        _write_json(folder / 'demo.json', settings)
+        paths.write_text(folder / 'demo.json', json.dumps(settings, indent=1) + '\n')
   return folder / 'records'
 
 
@@ -273,11 +273,10 @@ def _writing(folder: pathlib.Path):
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path):
-  with _writing(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / '.lock', 'w')
-  with file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends
+  with contextlib.ExitStack() as stack:
+    with _writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locked(folder / '.lock', wait=True))
     yield
 
 
@@ -285,9 +284,3 @@ def _write_wav(path: pathlib.Path, samples: np.ndarray):
   with wave.open(str(path), 'wb') as file:
     file.setparams((1, 2, SAMPLE_RATE, len(samples), 'NONE', ''))
     file.writeframes(np.clip(np.rint(samples * 32767), -32768, 32767).astype('<i2').tobytes())
-
-
-def _write_json(path: pathlib.Path, value: dict):
-  temporary = path.with_name(path.name + '.partial')
-  temporary.write_text(json.dumps(value, indent=1) + '\n')
-  os.replace(temporary, path)

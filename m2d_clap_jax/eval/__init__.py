@@ -1,1 +1,1 @@
-"""Evaluation: numpy arrays in, plain numbers out. No models, data sets or configs are known here."""
+"""Evaluation: metrics, protocols and figures of numpy arrays, and what runs them on a model in training or a finished one."""

@@ -148,7 +148,7 @@ class Retrieval:
       raise UserError(f'{clips[counts.index(0)].key} in split {self.split.name!r} has no caption'
                       + ('' if embed else ' embeddings') + ', which retrieval needs: prepare the data with captions'
                       + ('' if embed else ' and --text_encoder'))
-    text = embed(sum(captions, [])) if embed else project_text(np.concatenate(captions))
+    text = embed([text for own in captions for text in own]) if embed else project_text(np.concatenate(captions))
     similarity = normalise(audio) @ normalise(text).T
     both = metrics.audio_text_retrieval(similarity, np.repeat(np.arange(len(clips)), counts))
     return Result({f'{direction}/{name}': value for direction in ('text_to_audio', 'audio_to_text')

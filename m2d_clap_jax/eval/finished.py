@@ -6,7 +6,6 @@ import numpy as np
 from m2d_clap_jax import api
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, report
-from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.eval.linear_protocol import Protocol
 from m2d_clap_jax.eval.metrics import normalise, zeroshot
 from m2d_clap_jax.options import bind
@@ -98,12 +97,12 @@ def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, pr
   scores = np.array([outcome.test_score for outcome in outcomes]).reshape(len(folds), protocol.runs)
   mean, interval = linear_protocol.mean_and_interval(scores.mean(axis=0))
   first = range(0, len(problems), protocol.runs)
-  per_class = draw_classes(
+  per_class = class_plots.draw_classes(
       folder, opened.classes, np.concatenate([targets[problems[i].test] for i in first]),
       np.concatenate([outcomes[i].scores for i in first]), multi_label=opened.multi_label,
       title=f'{opened.name}, linear, first run')
   class_plots.embedding_map(extracted.features, targets.argmax(axis=1), opened.classes, folder / 'embeddings.png',
-                      title=f'{opened.name}: clip embeddings (t-SNE)')
+                            title=f'{opened.name}: clip embeddings (t-SNE)')
   return {'score': mean, 'interval': interval, 'chance': metrics.chance(opened.targets(test_clips(opened))),
           'scores': [{'fold': fold, 'runs': row.tolist()} for fold, row in zip(folds, scores)],
           'epochs': [outcome.epochs for outcome in outcomes], 'per_class_of_first_run': per_class}
@@ -120,8 +119,8 @@ def zero_shot(opened: Task, extracted: Features, pipeline, seed: int, folder, *,
   text = (pipeline.encode_labels(opened.names, templates) if templates
           else pipeline.encode_labels(opened.captions, '{}'))
   targets = opened.targets(clips)
-  per_class = draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
-                           multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
+  per_class = class_plots.draw_classes(folder, opened.classes, targets, normalise(audio) @ normalise(text).T,
+                                       multi_label=opened.multi_label, title=f'{opened.name}, zero-shot')
   if opened.multi_label:
     return {'score': float(np.mean(list(per_class.values()))), 'chance': metrics.chance(targets), 'per_class': per_class}
   result = zeroshot(audio, text, targets.argmax(axis=1))

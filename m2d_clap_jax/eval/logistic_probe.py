@@ -15,7 +15,7 @@ def logistic_probe(train_x, train_y, test_x, test_y, C: float = 0.01, max_iter: 
     train_y, test_y: [n] classes, int or str.
 
   Returns:
-    accuracy and train_accuracy in 0..1, predictions [n test], iterations, converged (False: raise max_iter).
+    accuracy and train_accuracy in 0..1, predictions [n test], converged (False: raise max_iter).
   """
   from sklearn.linear_model import LogisticRegression
   from sklearn.preprocessing import StandardScaler
@@ -30,6 +30,5 @@ def logistic_probe(train_x, train_y, test_x, test_y, C: float = 0.01, max_iter: 
     'accuracy': metrics.accuracy(predictions, np.asarray(test_y)),
     'train_accuracy': metrics.accuracy(model.predict(train_x), np.asarray(train_y)),
     'predictions': predictions,
-    'iterations': int(np.max(model.n_iter_)),
     'converged': bool(np.max(model.n_iter_) < max_iter),
   }

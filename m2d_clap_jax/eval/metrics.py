@@ -170,7 +170,7 @@ def mean_cosine(features) -> float:
   x = _checked(features)
   if len(x) < 2:
     raise ValueError('the cosine of pairs needs at least two rows')
-  unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  unit = normalise(x)
   # The sum over all pairs is |sum of unit rows|^2, including each row with itself, which gives its squared norm.
   return float((np.sum(unit.sum(axis=0) ** 2) - np.sum(unit ** 2)) / (len(x) * (len(x) - 1)))
 

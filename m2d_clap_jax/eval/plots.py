@@ -16,6 +16,7 @@ from m2d_clap_jax.audio import LogMel
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 SEQUENTIAL = 'Blues'  # one hue, so lightness alone encodes the values, on paper too
 HIDDEN = '#E6E6E6'
+FRAME_SECONDS = 0.01  # of a log-mel, at every rate
 
 # Panels of `loss_curves`: (title, pattern, log scale). A curve goes to the first panel whose pattern matches its name.
 _PANELS = (
@@ -86,7 +87,7 @@ def _spread(values):
   return np.ptp(values) if len(values) else 0.0
 
 
-def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=(), frame_seconds: float = 0.01) -> None:
+def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()) -> None:
   """Draws one clip as the model sees it: the log-mel above, and the patches visible to the online encoder below.
 
   Args:
@@ -94,7 +95,6 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
     mask: [N], 1 where the patch is masked; patch index = f * grid[1] + t.
     grid: (rows in frequency, columns in time). patch: (mel bins, frames).
     captions: drawn under the title, one per line.
-    frame_seconds: the hop, for the time axis.
   """
   height, width = grid[0] * patch[0], grid[1] * patch[1]
   logmel = np.asarray(logmel, np.float64)[:height, :width]
@@ -110,12 +110,12 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
     ax = axes(fig, 2, 1, i + 1, name)
     ax.set_facecolor(HIDDEN)
     image = ax.imshow(values, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=high, interpolation='nearest',
-                      extent=(0, logmel.shape[1] * frame_seconds, 0, logmel.shape[0]))
+                      extent=(0, logmel.shape[1] * FRAME_SECONDS, 0, logmel.shape[0]))
     ax.set_ylabel('mel bin')
     ax.spines[:].set_visible(False)
   if grid[1] <= 80:  # outlines would cover narrower patches
     for x in np.arange(patch[1], logmel.shape[1], patch[1]):
-      ax.axvline(x * frame_seconds, color='white', linewidth=0.4)
+      ax.axvline(x * FRAME_SECONDS, color='white', linewidth=0.4)
   for y in np.arange(patch[0], logmel.shape[0], patch[0]):
     ax.axhline(y, color='white', linewidth=0.4)
   ax.set_xlabel('seconds')
@@ -124,14 +124,14 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
   save(fig, path)
 
 
-def log_mel(logmel, path, *, title: str = '', frame_seconds: float = 0.01) -> None:
+def log_mel(logmel, path, *, title: str = '') -> None:
   """Draws one log-mel [F, T]."""
   logmel = np.asarray(logmel, np.float64)
   fig = figure(8, 3)
   ax = axes(fig, 1, 1, 1, title)
   low, high = np.percentile(logmel, (1, 99.8))
   image = ax.imshow(logmel, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=max(high, low + 1e-3),
-                    interpolation='nearest', extent=(0, logmel.shape[1] * frame_seconds, 0, logmel.shape[0]))
+                    interpolation='nearest', extent=(0, logmel.shape[1] * FRAME_SECONDS, 0, logmel.shape[0]))
   ax.set_xlabel('seconds')
   ax.set_ylabel('mel bin')
   ax.spines[:].set_visible(False)

@@ -30,7 +30,7 @@ def fetch(task: str, out, *, data_dir: str | None = None, manual_dir: str | None
   The same call resumes an interrupted one.
 
   Args:
-    task: a key of task_table.CATALOGUE.
+    task: a key of tasks.table.CATALOGUE.
     out: folder that receives SPLIT/CLASS/NUMBER.flac and, at the end, TASK.csv and rejected.csv.
     data_dir: where the catalogue keeps its data; None: ~/tensorflow_datasets.
     manual_dir: folder of archives that must be downloaded by hand.

@@ -79,7 +79,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   """Reads a task's metadata; the audio itself is not opened.
 
   Args:
-    name: a task of the paper (task_table.TASKS), or any other name for a CSV of one's own.
+    name: a task of the paper (tasks.table.TASKS), or any other name for a CSV of one's own.
     root: folder that file names are relative to.
     csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder, and
       then whether ROOT is the data set as its makers publish it.
@@ -106,7 +106,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
   display = read_names(names) if names else {}
   return Task(
-      name=name, root=str(root), clips=tuple(clips), classes=classes,
+      name=name, root=root, clips=tuple(clips), classes=classes,
       seconds=None if whole else seconds or settings.seconds, metric=_metric(name, clips, settings),
       captions=captions_of(classes, settings, template, display),
       names=tuple(display.get(label, label) for label in classes),

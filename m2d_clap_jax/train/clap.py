@@ -84,8 +84,8 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
       if jax.process_index() == 0:
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
-    update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number))
-                      if mask_ratio else (0, 0), model=network, tower=tower, tx=tx, dropout=dropout, **loss)
+    update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number)),
+                      model=network, tower=tower, tx=tx, dropout=dropout, **loss)
     about = found.about() | {
         'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}

@@ -160,7 +160,8 @@ def check_source(weights: Weights, data: PreparedData):
   known = weights.text_encoder
   if not known or not encoder or encoder['name'] == Dictionaries.name:  # which do not tell whose embeddings they hold
     return
-  if encoder['hash'] != known['hash'] if known['hash'] else encoder['name'] != known['name']:
+  other = encoder['hash'] != known['hash'] if known['hash'] else encoder['name'] != known['name']
+  if other and jax.process_index() == 0:
     print(f'notice: {weights.source} was trained with captions embedded by {known["name"]}, those in {path} are '
           f'by {encoder["name"]}', file=sys.stderr)
 

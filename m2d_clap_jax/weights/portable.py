@@ -85,8 +85,8 @@ def read_portable(folder, overrides) -> Weights:
   return weights
 
 
-def _lists_to_tuples(fields: dict) -> dict:
-  return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+def _lists_to_tuples(model: dict) -> dict:
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
 
 
 def _write_text(path, text: str):

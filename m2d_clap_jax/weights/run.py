@@ -28,7 +28,7 @@ def read_run(workdir) -> Weights:
     encoder = None
   params = {**arrays.get('frozen', {}), **arrays['params']}
   text = params.pop('text_encoder', {}) | params.pop('text_pooler', {})
-  trees = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
+  trees = {tree: _flat(leaves)
            for tree, leaves in (('params', params), ('target', arrays.get('target_params')), ('tables', arrays.get('tables')))
            if leaves}
   weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
@@ -44,8 +44,7 @@ def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarr
   names = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
   trees = {'params': params['network'], 'head': params['head'], 'head_stats': stats['head_norm'],
            'tables': {'pos_embed': table}}
-  flat = {tree: {path: np.asarray(value) for path, value in traverse_util.flatten_dict(leaves, sep='/').items()}
-          for tree, leaves in trees.items()}
+  flat = {tree: _flat(leaves) for tree, leaves in trees.items()}
   return Weights(model={name: getattr(network, name) for name in names} | {'text_width': None}, trees=flat,
                  sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
 
@@ -55,3 +54,8 @@ def classifier_variables(weights: Weights) -> tuple[dict, dict, dict]:
   return ({'network': weights.nested('params'), 'head': weights.nested('head')},
           {'head_norm': weights.nested('head_stats')},
           {'network': {'pos_embed': weights.nested('tables')['pos_embed']}})
+
+
+def _flat(tree) -> dict[str, np.ndarray]:
+  """A nested tree as {path: array}, as in `Weights.trees`."""
+  return {path: np.asarray(value) for path, value in traverse_util.flatten_dict(tree, sep='/').items()}
