@@ -48,8 +48,9 @@ class Predictor(nn.Module):
   out_width: int
   grid: tuple[int, int]
   dtype: Dtype = jnp.float32
-  remat: bool = False
+  remat: str = 'none'
   scan: bool = False
+  fused: bool = False
 
   @nn.compact
   def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
@@ -60,7 +61,8 @@ class Predictor(nn.Module):
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their original order
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
-    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, name='transformer')(x)
+    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, fused=self.fused,
+                    name='transformer')(x)
     return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
 
 
@@ -76,7 +78,7 @@ class M2DCLAP(nn.Module):
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
     norm_stats: mean and standard deviation for standardising raw log-mels.
     dtype: type of the matrix products; parameters stay float32.
-    remat, scan: see `Transformer`; they save memory and compilation time without changing results.
+    remat, scan, fused: see `Transformer`; they save memory and time without changing results.
   """
   input_size: tuple[int, int] = (80, 608)
   patch_size: tuple[int, int] = (16, 16)
@@ -95,8 +97,9 @@ class M2DCLAP(nn.Module):
   predict: str = 'features'
   norm_stats: tuple[float, float] = (-7.1, 4.2)
   dtype: Dtype = jnp.float32
-  remat: bool = False
+  remat: str = 'none'
   scan: bool = False
+  fused: bool = False
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -110,7 +113,7 @@ class M2DCLAP(nn.Module):
   @nn.nowrap
   def transformer(self) -> Transformer:
     """The encoder's blocks and norm, unbound; applied to the target parameters, this is the target encoder."""
-    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan)
+    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, fused=self.fused)
 
   @property
   def text_projection(self) -> str:
@@ -125,7 +128,7 @@ class M2DCLAP(nn.Module):
     self.predictor = Predictor(
         self.predictor_width, self.predictor_depth, self.predictor_heads,
         pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype, remat=self.remat,
-        scan=self.scan)
+        scan=self.scan, fused=self.fused)
     if self.text_width is not None:
       self.audio_proj = (
           ProjectionMlp(self.width, self.dtype) if self.audio_projector == 'mlp' else

@@ -7,6 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from m2d_clap_jax.models import attention
 
 Dtype = jnp.dtype | type | str
 
@@ -47,22 +50,30 @@ class Attention(nn.Module):
   """Multi-head self-attention with one fused query-key-value projection.
 
   `valid`, bool [B, L], marks the tokens that are attended to; None means all of them.
+  fused: compute it in one kernel, which is for TPUs, where the width allows (see `attention`).
   """
   heads: int
   dtype: Dtype = jnp.float32
+  fused: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    b, l, d = x.shape
-    qkv = Linear(3 * d, dtype=self.dtype, name='qkv')(x).reshape(b, l, 3, self.heads, -1)
+    qkv = checkpoint_name(Linear(3 * x.shape[-1], dtype=self.dtype, name='qkv')(x), 'qkv')
+    if self.fused and attention.fits(x.shape[-1], self.heads):
+      out = attention.fused_attention(qkv, valid, self.heads)
+    else:
+      out = self._plain(qkv, valid)
+    return Linear(x.shape[-1], dtype=self.dtype, name='proj')(checkpoint_name(out, 'attended'))
+
+  def _plain(self, qkv: jax.Array, valid: jax.Array | None) -> jax.Array:
+    b, l, d = *qkv.shape[:2], qkv.shape[2] // 3
     # Heads go to the front first: otherwise XLA's CPU products take up to three times as long.
-    query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each B H L K
+    query, key, value = qkv.reshape(b, l, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # each B H L K
     scores = jnp.einsum('bhik,bhjk->bhij', query * (d // self.heads) ** -0.5, key, preferred_element_type=jnp.float32)
     if valid is not None:
       scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
     weights = nn.softmax(scores).astype(value.dtype)
-    out = jnp.einsum('bhij,bhjk->bihk', weights, value)
-    return Linear(d, dtype=self.dtype, name='proj')(out.reshape(b, l, d))
+    return jnp.einsum('bhij,bhjk->bihk', weights, value).reshape(b, l, d)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -78,9 +89,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d = x.shape[-1]
-    x = Linear(int(d * self.ratio), dtype=self.dtype, name='fc1')(x)
-    x = gelu(x)
-    return Linear(d, dtype=self.dtype, name='fc2')(x)
+    x = checkpoint_name(Linear(int(d * self.ratio), dtype=self.dtype, name='fc1')(x), 'hidden')
+    return Linear(d, dtype=self.dtype, name='fc2')(gelu(x))
 
 
 class Block(nn.Module):
@@ -89,29 +99,47 @@ class Block(nn.Module):
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
   epsilon: float = 1e-6
+  fused: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm1')(x)
-    x = x + Attention(self.heads, self.dtype, name='attn')(normed, valid)
+    x = x + Attention(self.heads, self.dtype, self.fused, name='attn')(normed, valid)
+    x = checkpoint_name(x, 'middle')
     normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm2')(x)
     return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(normed)
+
+
+# What a block keeps for the backward pass, besides its input, under each kind of `Transformer.remat`. The results of its
+# matrix products are dear to compute; norms, GELU and softmax are cheap.
+KEPT = {'none': None, 'cheap': ('qkv', 'attended', 'middle', 'hidden'), 'full': ()}
+
+
+def rematerialised(function, remat: str, lift=jax.checkpoint):
+  """`function` of a block, which recomputes in the backward pass what `remat` does not keep."""
+  kept = KEPT[remat]
+  if kept is None:
+    return function
+  return lift(function, policy=jax.checkpoint_policies.save_only_these_names(*kept))
 
 
 class Transformer(nn.Module):
   """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`.
 
-  remat: recompute the blocks' activations in the backward pass instead of keeping them.
+  remat: what is computed again in the backward pass instead of kept: 'none', 'cheap' (norms, GELU and softmax) or
+    'full' (all but the blocks' inputs).
   scan: compile one block and run it `depth` times, at the cost of copying the parameters in each call. For deep models
     on accelerators; a CPU does not compile it faster (benchmarks.compile).
-  Neither changes parameters or results. epsilon: of all norms.
+  fused: attention in one kernel, for TPUs.
+  None of them changes parameters or, beyond rounding, results. epsilon: of all norms.
   """
   depth: int
   heads: int
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
-  remat: bool = False
+  remat: str = 'none'
   scan: bool = False
+  fused: bool = False
   epsilon: float = 1e-6
 
   @nn.compact
@@ -119,16 +147,19 @@ class Transformer(nn.Module):
     if self.scan and not self.is_initializing():
       x = self._scanned(x, valid)
     else:
-      block = nn.remat(Block) if self.remat else Block
+      block = rematerialised(Block, self.remat, nn.remat)
       for i in range(self.depth):
-        x = block(self.heads, self.mlp_ratio, self.dtype, self.epsilon, name=f'blocks_{i}')(x, valid)
+        x = block(*self._block(), name=f'blocks_{i}')(x, valid)
     return LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
+
+  def _block(self):
+    return self.heads, self.mlp_ratio, self.dtype, self.epsilon, self.fused
 
   def _scanned(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     params = self.variables['params']
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f'blocks_{i}'] for i in range(self.depth)))
-    block = Block(self.heads, self.mlp_ratio, self.dtype, self.epsilon, parent=None)
+    block = Block(*self._block(), parent=None)
 
     def body(x, own):
       return block.apply({'params': own}, x, valid), None
-    return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, stacked)[0]
+    return jax.lax.scan(rematerialised(body, self.remat), x, stacked)[0]
