@@ -20,6 +20,7 @@ from benchmarks.report import Row, finish
 from benchmarks.train_step import PRESETS, sample_flops
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.vit import KEPT
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
@@ -130,7 +131,7 @@ def main(argv=None):
   parser.add_argument('--fsdp', type=int, default=1)
   parser.add_argument('--batch', type=int, default=2048, help='of all devices together')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-  parser.add_argument('--remat', action='store_true')
+  parser.add_argument('--remat', choices=KEPT, default='none')
   parser.add_argument('--scan', action='store_true', help='arithmetic and communication in the scan then count once')
   parser.add_argument('--plan', action='store_true')
   parser.add_argument('--out', help='JSON file to write')

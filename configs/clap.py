@@ -39,7 +39,7 @@ def stage2():
       'semantic_depth': 1,  # of a new projector: blocks, and the MLP ratio in them
       'semantic_mlp_ratio': 1.0,
       'dtype': 'bfloat16',  # of the matrix products of both encoders
-      'remat': False,
+      'remat': 'none',  # or 'cheap', 'full': as in pretrain.py
       'scan': False,
   })
   config.schedule = ConfigDict({'base_learning_rate': 3e-6, 'warmup_epochs': 5.0})  # at 256 samples, as in pretrain.py

@@ -37,7 +37,7 @@ def base(task):
       'patch_size': (16, 16),
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: the model's, or the data's
       'dtype': 'float32',  # or 'bfloat16', of the matrix products
-      'remat': False,
+      'remat': 'none',  # or 'cheap', 'full': as in pretrain.py
       'scan': False,
   })
   # Frames at the end that do not fill a patch: 'drop' them, or 'pad' the patch with the mean.

@@ -45,7 +45,9 @@ def base():
       'predict': 'features',  # or 'pixels' (MSM-MAE)
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: as measured by preparation
       'dtype': 'bfloat16',  # of matrix products; parameters, averages, softmax and losses stay float32
-      'remat': False,  # compute activations twice to save memory; some compilers undo it without scan
+      # Activations that are computed again instead of kept: 'none', 'cheap' (norms, GELU, softmax) or 'full' (whole blocks).
+      # None: as little as fits where devices report their memory, else 'none'.
+      'remat': placeholder(str),
       'scan': False,  # compile one block instead of all; slower to compile on CPUs (benchmarks.compile)
   })
   config.schedule = ConfigDict({
@@ -57,7 +59,8 @@ def base():
   config.loss = ConfigDict({
       'm2d_weight': 1.0,
       'clap_weight': 0.01,
-      'accumulate': 1,  # number of parts in which a batch is computed to save memory; losses still see the whole batch
+      # Number of parts in which a batch is computed to save memory; losses still see the whole batch. None: as few as fit.
+      'accumulate': placeholder(int),
   })
   # Number of devices over which parameters and optimizer state are divided (a divisor of the number of devices); None: as
   # few as leave room for the activations. The batch is always divided over all devices.

@@ -53,7 +53,8 @@ class Pipeline:
 
   def __init__(self, weights: Weights, *, dtype: str = 'float32', batch_size: int = 32):
     self.weights = weights
-    self.network = weights.network(dtype)
+    self._mesh = sharding.make_mesh(devices=jax.local_devices())
+    self.network = weights.network(dtype).clone(platform=sharding.platform(self._mesh))
     self.sample_rate = weights.sample_rate
     self.logmel = LogMel.for_rate(weights.sample_rate)
     self.classes = weights.classes
@@ -61,7 +62,6 @@ class Pipeline:
     variables = {'params': _inference_only(weights.nested('params'))}
     if 'pos_embed' in tables:
       variables['tables'] = {'pos_embed': np.asarray(tables['pos_embed'])}
-    self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
     self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # not a copy
     self._batch_size = batch_size * self._mesh.size
@@ -246,16 +246,17 @@ class Pipeline:
     chunks: list[Chunk] = []
     result = np.empty(0)
     for batch in self._chunker.batches(clips, self._batch_size):
-      started = function(*self._placed(batch.logmel, batch.columns))
+      started = self._start(function, batch.logmel, batch.columns)
       yield from zip(chunks, np.asarray(result))
       chunks, result = batch.chunks, started
     yield from zip(chunks, np.asarray(result))
 
-  def _placed(self, logmel, columns):
-    """-> (variables, logmel, columns), on all devices if their number divides the batch, else on the first."""
+  def _start(self, function, logmel, columns):
+    """function(variables, logmel, columns), on all devices if their number divides the batch, else on the first."""
     if len(logmel) % self._mesh.size:
-      return self.variables, logmel, columns
-    return self._everywhere, *jax.device_put((logmel, columns), sharding.over_batch(self._mesh))
+      return function(self.variables, logmel, columns)
+    with jax.set_mesh(self._mesh):
+      return function(self._everywhere, *jax.device_put((logmel, columns), sharding.over_batch(self._mesh)))
 
   def _semantic(self, frames: np.ndarray) -> np.ndarray:
     """Frame features [T, 5 * D] -> [E] by the semantic projector, which attends to all patches of a clip.

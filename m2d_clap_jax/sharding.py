@@ -48,12 +48,16 @@ def choose_fsdp(parameters: int, devices=None, memory: int | None = None) -> int
     memory: bytes of a device; None queries the device; if it does not report this (a CPU), nothing is divided.
   """
   devices = jax.devices() if devices is None else devices
-  # Only local devices can be queried.
-  memory = memory or (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  memory = memory or device_memory()
   if not memory:
     return 1
   divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
   return next((n for n in divisors if 4 * COPIES * parameters / n <= SHARE * memory), divisors[-1])
+
+
+def device_memory() -> int | None:
+  """Bytes of this process's first device, as only local devices can be queried; None where it does not report them."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,6 +82,29 @@ def of_state(shapes, mesh: Mesh):
         axis is None or size % mesh.shape[axis] == 0 for size, axis in zip(leaf.shape, spec))
     return NamedSharding(mesh, spec if even else PartitionSpec())
   return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def platform(mesh: Mesh) -> str:
+  """The kind of the mesh's devices: 'cpu', 'gpu' or 'tpu'. `M2DCLAP.platform` is set to it."""
+  return mesh.devices.flat[0].platform
+
+
+class Jitted:
+  """`jax.jit` of a function on arrays divided over the mesh.
+
+  While it is traced the mesh is known to kernels, which XLA cannot divide: each device runs them on its own samples.
+  """
+
+  def __init__(self, function: Callable, mesh: Mesh, **options):
+    self._function, self._mesh = jax.jit(function, **options), mesh
+
+  def __call__(self, *args, **kwargs):
+    with jax.set_mesh(self._mesh):
+      return self._function(*args, **kwargs)
+
+  def lower(self, *args, **kwargs):
+    with jax.set_mesh(self._mesh):
+      return self._function.lower(*args, **kwargs)
 
 
 def gather(mesh: Mesh):

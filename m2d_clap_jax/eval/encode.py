@@ -26,8 +26,8 @@ class SplitEncoder:
 
   def __init__(self, model: M2DCLAP, mesh, progress: Callable[[str], None]):
     self._model, self._mesh, self._progress = model, mesh, progress
-    features = functools.partial(_clip_features, model=model)
-    self._features = jax.jit(features, out_shardings=sharding.replicated(mesh))
+    features = functools.partial(_clip_features, model=model.clone(platform=sharding.platform(mesh)))
+    self._features = sharding.Jitted(features, mesh, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, split: Split, limit: int | None = None):
     count = min(split.num_clips, limit or split.num_clips)

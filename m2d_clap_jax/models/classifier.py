@@ -57,6 +57,11 @@ class Classifier(nn.Module):
     self.head_norm = BatchNorm()
     self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
 
+  @nn.nowrap
+  def on(self, platform: str) -> 'Classifier':
+    """The same, arranged for devices of this kind (see `models.vit`)."""
+    return self.clone(pretrained=self.pretrained.clone(platform=platform))
+
   def __call__(self, logmel: jax.Array, keep: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Standardised log-mels [B, F, T] -> logits [B, C], float32; frames beyond the last whole patch are dropped.
 

@@ -30,13 +30,14 @@ class SemanticProjector(nn.Module):
   depth: int = 1
   mlp_ratio: float = 1.0
   dtype: Dtype = jnp.float32
+  platform: str = 'cpu'
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
     token = self.param('token', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-    blocks = Transformer(self.depth, heads=1, mlp_ratio=self.mlp_ratio, epsilon=1e-5, dtype=self.dtype,
+    blocks = Transformer(self.depth, heads=1, mlp_ratio=self.mlp_ratio, epsilon=1e-5, dtype=self.dtype, platform=self.platform,
                          name='transformer')
     return blocks(x, valid)[:, 0]
 

@@ -22,6 +22,7 @@ SIZES = {
     'base': dict(width=768, depth=12, heads=12, predictor_width=512, predictor_depth=8, predictor_heads=16),
     'large': dict(width=1024, depth=24, heads=16, predictor_width=512, predictor_depth=8, predictor_heads=16),
 }
+HOW = ('dtype', 'remat', 'scan', 'platform')  # fields that say how to compute, not what
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_SCALE_MAX = 4.6052  # log 100, rounded as in the public implementation
 
@@ -50,20 +51,21 @@ class Predictor(nn.Module):
   dtype: Dtype = jnp.float32
   remat: str = 'none'
   scan: bool = False
-  fused: bool = False
+  platform: str = 'cpu'
 
   @nn.compact
   def __call__(self, z: jax.Array, mask: masking.Mask) -> jax.Array:
     """z [B, 1 + V, D] encoded [CLS] and visible patches -> predictions [B, M, out_width] at the masked positions."""
-    z = Linear(self.width, dtype=self.dtype, name='embed')(z)
+    z = Linear(self.width, dtype=self.dtype, platform=self.platform, name='embed')(z)
     cls, visible = jnp.split(z, [1], axis=1)
     token = self.param('mask_token', nn.initializers.normal(0.02), (1, 1, self.width))
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their original order
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
-    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, fused=self.fused,
+    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, platform=self.platform,
                     name='transformer')(x)
-    return Linear(self.out_width, dtype=self.dtype, name='pred')(masking.take(x[:, 1:], mask.masked))
+    x = masking.take(x[:, 1:], mask.masked)
+    return Linear(self.out_width, dtype=self.dtype, platform=self.platform, name='pred')(x)
 
 
 class M2DCLAP(nn.Module):
@@ -78,7 +80,7 @@ class M2DCLAP(nn.Module):
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
     norm_stats: mean and standard deviation for standardising raw log-mels.
     dtype: type of the matrix products; parameters stay float32.
-    remat, scan, fused: see `Transformer`; they save memory and time without changing results.
+    remat, scan, platform: see `vit.Transformer`; they save memory and time without changing results.
   """
   input_size: tuple[int, int] = (80, 608)
   patch_size: tuple[int, int] = (16, 16)
@@ -99,7 +101,7 @@ class M2DCLAP(nn.Module):
   dtype: Dtype = jnp.float32
   remat: str = 'none'
   scan: bool = False
-  fused: bool = False
+  platform: str = 'cpu'
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -113,7 +115,7 @@ class M2DCLAP(nn.Module):
   @nn.nowrap
   def transformer(self) -> Transformer:
     """The encoder's blocks and norm, unbound; applied to the target parameters, this is the target encoder."""
-    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, fused=self.fused)
+    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, platform=self.platform)
 
   @property
   def text_projection(self) -> str:
@@ -122,17 +124,17 @@ class M2DCLAP(nn.Module):
 
   def setup(self):
     pixels = self.patch_size[0] * self.patch_size[1]
-    self.patch_embed = Linear(self.width, dtype=self.dtype)
+    self.patch_embed = Linear(self.width, dtype=self.dtype, platform=self.platform)
     self.cls_token = self.param('cls_token', nn.initializers.normal(0.02), (1, 1, self.width))
     self.encoder = self.transformer()
     self.predictor = Predictor(
         self.predictor_width, self.predictor_depth, self.predictor_heads,
         pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype, remat=self.remat,
-        scan=self.scan, fused=self.fused)
+        scan=self.scan, platform=self.platform)
     if self.text_width is not None:
       self.audio_proj = (
           ProjectionMlp(self.width, self.dtype) if self.audio_projector == 'mlp' else
-          SemanticProjector(self.width, self.semantic_depth, self.semantic_mlp_ratio, self.dtype))
+          SemanticProjector(self.width, self.semantic_depth, self.semantic_mlp_ratio, self.dtype, self.platform))
       if self.text_projection != 'identity':
         self.text_proj = {'linear': Linear, 'mlp': ProjectionMlp}[self.text_projection](self.width, dtype=self.dtype)
       self.logit_scale = self.param('logit_scale', nn.initializers.constant(LOGIT_SCALE_INIT), ())

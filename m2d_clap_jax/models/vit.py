@@ -2,6 +2,8 @@
 
 Alphabet: B batch, F mel bins, T frames, N patches, L tokens, D width, H heads, K head width.
 Parameters are float32; `dtype` is the type that matrix products run in. Norms and softmax are computed in float32.
+`platform` is the kind of device that the computation is arranged for, 'cpu', 'gpu' or 'tpu'; it runs on all of them and
+gives the same results.
 """
 import flax.linen as nn
 import jax
@@ -17,21 +19,27 @@ Dtype = jnp.dtype | type | str
 class Linear(nn.Dense):
   """Linear layer over the last axis, Xavier-uniform weights and zero bias.
 
-  Tokens of all samples are multiplied as one matrix [B * L, D]: on a CPU, XLA then needs no transposed copies in the
-  backward pass and takes less than half the time. On accelerators it makes no difference.
+  For a CPU, tokens of all samples are multiplied as one matrix [B * L, D]: XLA then needs no transposed copies in the
+  backward pass and takes less than half the time. A TPU would have to move all of them, unless L is a multiple of 16.
   """
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  platform: str = 'cpu'
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    if self.platform != 'cpu':
+      return super().__call__(x)
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
 class LayerNorm(nn.LayerNorm):
-  """Layer norm over the last axis, statistics in float32; flattened for the same reason as `Linear`."""
+  """Layer norm over the last axis, statistics in float32; flattened as in `Linear`."""
   epsilon: float = 1e-6
   use_fast_variance: bool = False
+  platform: str = 'cpu'
 
   def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # without Flax's mask argument
+    if self.platform != 'cpu':
+      return super().__call__(x)
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
@@ -49,21 +57,22 @@ def patchify(x: jax.Array, patch: tuple[int, int]) -> jax.Array:
 class Attention(nn.Module):
   """Multi-head self-attention with one fused query-key-value projection.
 
-  `valid`, bool [B, L], marks the tokens that are attended to; None means all of them.
-  fused: compute it in one kernel, which is for TPUs, where the width allows (see `attention`).
+  `valid`, bool [B, L], marks the tokens that are attended to; None means all of them. On TPUs it is one kernel, where the
+  width allows (see `attention`).
   """
   heads: int
   dtype: Dtype = jnp.float32
-  fused: bool = False
+  platform: str = 'cpu'
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    qkv = checkpoint_name(Linear(3 * x.shape[-1], dtype=self.dtype, name='qkv')(x), 'qkv')
-    if self.fused and attention.fits(x.shape[-1], self.heads):
+    qkv = checkpoint_name(Linear(3 * x.shape[-1], dtype=self.dtype, platform=self.platform, name='qkv')(x), 'qkv')
+    if self.platform == 'tpu' and attention.fits(x.shape[-1], self.heads):
       out = attention.fused_attention(qkv, valid, self.heads)
     else:
       out = self._plain(qkv, valid)
-    return Linear(x.shape[-1], dtype=self.dtype, name='proj')(checkpoint_name(out, 'attended'))
+    out = checkpoint_name(out, 'attended')
+    return Linear(x.shape[-1], dtype=self.dtype, platform=self.platform, name='proj')(out)
 
   def _plain(self, qkv: jax.Array, valid: jax.Array | None) -> jax.Array:
     b, l, d = *qkv.shape[:2], qkv.shape[2] // 3
@@ -85,12 +94,14 @@ class Mlp(nn.Module):
   """Two linear layers around an exact (erf) GELU; the hidden layer is `ratio` times as wide."""
   ratio: float = 4.0
   dtype: Dtype = jnp.float32
+  platform: str = 'cpu'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d = x.shape[-1]
-    x = checkpoint_name(Linear(int(d * self.ratio), dtype=self.dtype, name='fc1')(x), 'hidden')
-    return Linear(d, dtype=self.dtype, name='fc2')(gelu(x))
+    x = Linear(int(d * self.ratio), dtype=self.dtype, platform=self.platform, name='fc1')(x)
+    x = gelu(checkpoint_name(x, 'hidden'))
+    return Linear(d, dtype=self.dtype, platform=self.platform, name='fc2')(x)
 
 
 class Block(nn.Module):
@@ -99,15 +110,15 @@ class Block(nn.Module):
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
   epsilon: float = 1e-6
-  fused: bool = False
+  platform: str = 'cpu'
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm1')(x)
-    x = x + Attention(self.heads, self.dtype, self.fused, name='attn')(normed, valid)
+    normed = LayerNorm(self.epsilon, dtype=self.dtype, platform=self.platform, name='norm1')(x)
+    x = x + Attention(self.heads, self.dtype, self.platform, name='attn')(normed, valid)
     x = checkpoint_name(x, 'middle')
-    normed = LayerNorm(self.epsilon, dtype=self.dtype, name='norm2')(x)
-    return x + Mlp(self.mlp_ratio, self.dtype, name='mlp')(normed)
+    normed = LayerNorm(self.epsilon, dtype=self.dtype, platform=self.platform, name='norm2')(x)
+    return x + Mlp(self.mlp_ratio, self.dtype, self.platform, name='mlp')(normed)
 
 
 # What a block keeps for the backward pass, besides its input, under each kind of `Transformer.remat`. The results of its
@@ -130,7 +141,6 @@ class Transformer(nn.Module):
     'full' (all but the blocks' inputs).
   scan: compile one block and run it `depth` times, at the cost of copying the parameters in each call. For deep models
     on accelerators; a CPU does not compile it faster (benchmarks.compile).
-  fused: attention in one kernel, for TPUs.
   None of them changes parameters or, beyond rounding, results. epsilon: of all norms.
   """
   depth: int
@@ -139,7 +149,7 @@ class Transformer(nn.Module):
   dtype: Dtype = jnp.float32
   remat: str = 'none'
   scan: bool = False
-  fused: bool = False
+  platform: str = 'cpu'
   epsilon: float = 1e-6
 
   @nn.compact
@@ -150,10 +160,10 @@ class Transformer(nn.Module):
       block = rematerialised(Block, self.remat, nn.remat)
       for i in range(self.depth):
         x = block(*self._block(), name=f'blocks_{i}')(x, valid)
-    return LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
+    return LayerNorm(self.epsilon, dtype=self.dtype, platform=self.platform, name='norm')(x)
 
   def _block(self):
-    return self.heads, self.mlp_ratio, self.dtype, self.epsilon, self.fused
+    return self.heads, self.mlp_ratio, self.dtype, self.epsilon, self.platform
 
   def _scanned(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     params = self.variables['params']

@@ -15,6 +15,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators, project_text
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import position_table
+from m2d_clap_jax.models.m2d_clap import HOW
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.text import TextEncoder, TextTower
 from m2d_clap_jax.train import faults
@@ -85,7 +86,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
     update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number)),
-                      model=network, tower=tower, tx=tx, dropout=dropout, **loss)
+                      model=network.clone(platform=sharding.platform(devices)), tower=tower, tx=tx, dropout=dropout, **loss)
     about = found.about() | {
         'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
@@ -108,7 +109,7 @@ def make_tower(weights: Weights, dtype: str, *, encoder: str = '', pooling: str 
 
 
 def make_network(weights: Weights, projector: str, text_width: int, *, frames: int | None = None,
-                 semantic_depth: int = 1, semantic_mlp_ratio: float = 1.0, dtype: str = 'float32', remat: bool = False,
+                 semantic_depth: int = 1, semantic_mlp_ratio: float = 1.0, dtype: str = 'float32', remat: str = 'none',
                  scan: bool = False) -> M2DCLAP:
   """The model of the weights for inputs of so many frames, with a new semantic projector or, as told, its own heads."""
   if projector not in PROJECTORS:
@@ -130,7 +131,7 @@ def make_network(weights: Weights, projector: str, text_width: int, *, frames: i
 def model_fields(network: M2DCLAP) -> dict:
   """The fields of a model, as JSON data."""
   return {field.name: getattr(network, field.name) for field in dataclasses.fields(network)
-          if field.name not in ('parent', 'name')}
+          if field.name not in ('parent', 'name', *HOW)}
 
 
 def count_parameters(create: Callable[[], ClapState]) -> int:
@@ -164,6 +165,7 @@ def embed_captions(project: Callable, encoder: TextEncoder, state: ClapState, ca
 def compiled(state: ClapState, mesh, drop_at: Callable[[int], tuple[int, int]], *, tx: optax.GradientTransformation,
              **options):
   """`clap_step` as an update of `train.loop`. drop_at: step from 0 -> rows and columns that the structured mask hides."""
-  step = jax.jit(functools.partial(clap_step, tx=tx, gather=sharding.gather(mesh), **options), static_argnames='drop',
-                 donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
-  return lambda state, arrays, number: step(state, arrays, drop=drop_at(number))
+  step = functools.partial(clap_step, tx=tx, gather=sharding.gather(mesh), **options)
+  update = sharding.Jitted(step, mesh, static_argnames='drop', donate_argnums=0,
+                           out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
+  return lambda state, arrays, number: update(state, arrays, drop=drop_at(number))

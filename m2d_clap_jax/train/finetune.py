@@ -230,10 +230,10 @@ class FineTuning:
 
   def _step(self, tx, state):
     step = functools.partial(
-        finetune_step, model=self.classifier, tx=tx, inputs=self.inputs, augmentation=self.augmentation,
-        multi_label=self.data.task.multi_label, gather=sharding.gather(self.mesh))
-    return jax.jit(step, donate_argnums=0, static_argnames='drop',
-                   out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
+        finetune_step, model=self.classifier.on(sharding.platform(self.mesh)), tx=tx, inputs=self.inputs,
+        augmentation=self.augmentation, multi_label=self.data.task.multi_label, gather=sharding.gather(self.mesh))
+    return sharding.Jitted(step, self.mesh, donate_argnums=0, static_argnames='drop',
+                        out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
 
   def _together(self, name: str):
     if jax.process_count() > 1:

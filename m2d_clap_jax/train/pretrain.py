@@ -19,7 +19,8 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import as_bool, num_visible
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
-from m2d_clap_jax.train.checkpoint import Checkpoints
+from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
+from m2d_clap_jax.train.fitting import Plan, fit, plans
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine, warmup_notice
 from m2d_clap_jax.train.prepared_data import PreparedData, open_data
@@ -44,7 +45,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
   settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
-  at_least_one('config.loss', accumulate=loss.get('accumulate', 1))
+  at_least_one('config.loss', accumulate=loss.get('accumulate') or 1)
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(model.get('text_width') is not None)
     split = found.split
@@ -56,7 +57,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     network = make_model(model, found, weights)
     check_data(before, found)
     mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
-    sharding.check_batch(batch_size, mesh, loss.get('accumulate', 1))
+    sharding.check_batch(batch_size, mesh, loss.get('accumulate') or 1)
     batches = TrainingBatches(
         split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
         captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
@@ -68,27 +69,28 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
     guards.watchdog.beat('opening the data')
+    create = functools.partial(create_state, seed, model=network, tx=tx)
+    update, needs = fitted_update(
+        functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh)), network, loss,
+        model.get('remat'), jax.eval_shape(create), batches(0), mesh)
     if dry_run:
-      state = jax.eval_shape(functools.partial(create_state, seed, model=network, tx=tx))
-      batches(0)
-      print(describe(network, split, state, mesh, total) + '\ndry run: data and model fit; nothing was trained')
+      print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
+            'was trained')
       return
-    state, meta = create_or_restore(saved, functools.partial(create_state, seed, model=network, tx=tx), mesh, settings)
+    state, meta = create_or_restore(saved, create, mesh, settings)
     if weights and not meta:
       state, taken = start_from(state, weights)
       if jax.process_index() == 0:
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
-    step = functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule,
-                             gather=sharding.gather(mesh), **loss)
-    train(state, compiled(step, state, mesh), batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
+    train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
           actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about()},
-          description=describe(network, split, state, mesh, total, int(state.step)), at_start=True)
+          description=needs + describe(network, split, state, mesh, total, int(state.step)), at_start=True)
 
 
 def count_steps(steps: int | None, epochs: float, order: Order) -> int:
@@ -108,7 +110,7 @@ def make_model(options: dict, data: PreparedData, weights: Weights | None = None
   """
   meta, path = data.meta, data.folder.path
   stats = options.get('norm_stats') or (weights.network().norm_stats if weights else (meta['mean'], meta['std']))
-  model = bind(M2DCLAP, options | {'norm_stats': stats}, 'config.model')()
+  model = bind(M2DCLAP, options | {'norm_stats': stats, 'remat': options.get('remat') or 'none'}, 'config.model')()
   check_model(model)
   if weights:
     check_source(weights, data)
@@ -191,10 +193,33 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
-def compiled(step: Callable, state, mesh):
-  """`pretrain_step` as an update of `train.loop`, which reuses the memory of the state that it is given."""
-  update = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
-  return lambda state, batch, _: update(state, batch)
+def fitted_update(step: Callable, network: M2DCLAP, loss: dict, remat: str | None, state, batch, mesh):
+  """`pretrain_step` as an update of `train.loop` that reuses the memory of the state it is given -> (update, a line about
+  its memory, or nothing).
+
+  Where devices report their memory, remat=None and loss['accumulate']=None are chosen so that the compiled update fits.
+
+  Args:
+    state: shapes; batch: this process's part of one.
+  """
+  shardings = sharding.of_state(state, mesh)
+
+  def jitted(plan):
+    model = network.clone(remat=plan.remat, platform=sharding.platform(mesh))
+    return sharding.Jitted(functools.partial(step, model=model, **loss | {'accumulate': plan.accumulate}), mesh,
+                        donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+  def compiled(plan):
+    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype,
+                                                         sharding=sharding.over_batch(mesh)), batch)
+    return jitted(plan).lower(abstract(state, shardings), arrays).compile()
+  memory, given = sharding.device_memory(), loss.get('accumulate')
+  if memory:
+    samples = len(batch['logmel']) * jax.process_count() // mesh.size
+    update, needs = fit(compiled, plans(remat, given, samples), memory)
+  else:
+    update, needs = jitted(Plan(remat or 'none', given or 1)), ''
+  return lambda state, batch, _: update(state, batch), needs and needs + '\n'
 
 
 def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):

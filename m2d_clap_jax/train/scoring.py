@@ -2,7 +2,6 @@
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from m2d_clap_jax import sharding
@@ -23,8 +22,9 @@ class Scorer:
 
   def __init__(self, classifier: Classifier, data: Data, inputs: Inputs, mesh, progress: Callable[[str], None]):
     self._data, self._mesh, self._progress = data, mesh, progress
-    self._score = jax.jit(functools.partial(score, model=classifier, inputs=inputs), static_argnames='method',
-                          out_shardings=sharding.replicated(mesh))
+    model = classifier.on(sharding.platform(mesh))
+    self._score = sharding.Jitted(functools.partial(score, model=model, inputs=inputs), mesh, static_argnames='method',
+                               out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, clips, draws: np.ndarray | None = None,
                method: str = '__call__') -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from m2d_clap_jax.audio import LogMel, decode
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
+from m2d_clap_jax.models.m2d_clap import HOW
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.paths import is_remote, stamps
 from m2d_clap_jax.progress import Progress
@@ -112,7 +113,7 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
   norm_stats are used and the others come from the weights."""
   bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
   if weights:
-    how = {key: value for key, value in options.items() if key in ('dtype', 'remat', 'scan')}
+    how = {key: value for key, value in options.items() if key in HOW}
     network = bind(M2DCLAP, weights.model | how, 'config.model')()
   else:
     network = bound()

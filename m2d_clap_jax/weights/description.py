@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.fields import FLAG, Nullable, Optional, check, number, text, whole
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.vit import KEPT
 
 _WIDTH, _DEPTH = whole(4, 65536), whole(1, 1000)
 _NORM_STATS = (number(-1e4, 1e4), number(1e-3, 1e4))
@@ -17,7 +18,8 @@ MODEL = {name: Optional(schema) for name, schema in {
     'mask_ratio': number(0, 1), 'text_width': Nullable(whole(1, 65536)), 'audio_projector': text(('mlp', 'semantic')),
     'semantic_depth': _DEPTH, 'semantic_mlp_ratio': number(0.01, 100),
     'text_projector': Nullable(text(('identity', 'linear', 'mlp'))), 'predict': text(('features', 'pixels')),
-    'norm_stats': _NORM_STATS, 'dtype': text(('float32', 'bfloat16')), 'remat': FLAG, 'scan': FLAG}.items()}
+    'norm_stats': _NORM_STATS}.items()}
+_HOW = {'dtype': text(('float32', 'bfloat16')), 'remat': text(tuple(KEPT)), 'scan': FLAG}
 _ENCODER = {'name': text(), 'hash': Nullable(text()), 'width': Nullable(whole(1, 65536))}
 # config.json of a portable folder.
 CONFIG = {'model': MODEL, 'sample_rate': _SAMPLE_RATE,
@@ -33,9 +35,9 @@ def check_network(network: M2DCLAP, where: str):
 
   where: what stands before a field in the message, e.g. 'config.model.'.
   """
-  values = {name: getattr(network, name) for name in MODEL}
+  values = {name: getattr(network, name) for name in MODEL | _HOW}
   values['dtype'] = values['dtype'] if isinstance(values['dtype'], str) else jnp.dtype(values['dtype']).name
-  check(values, MODEL, where, 'change it')
+  check(values, MODEL | _HOW, where, 'change it')
   for part in ('', 'predictor_'):
     width, heads = values[f'{part}width'], values[f'{part}heads']
     if width % heads or width % 4:

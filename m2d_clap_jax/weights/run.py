@@ -5,6 +5,7 @@ from flax import traverse_util
 from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.models.m2d_clap import HOW
 from m2d_clap_jax.paths import is_remote
 from m2d_clap_jax.text.flax_bert import to_torch
 from m2d_clap_jax.train.checkpoint import read_parameters
@@ -21,7 +22,7 @@ def read_run(workdir) -> Weights:
   fields.check(meta, description.RUN, f'{workdir}, step {step}: ', 'its description is damaged: use another run')
   model = {key: tuple(value) if isinstance(value, list) else value
            for key, value in meta.get('model', meta['settings']['model']).items()
-           if key not in ('dtype', 'remat', 'scan')}  # how to compute, not what
+           if key not in HOW}
   model['norm_stats'] = tuple(meta['norm_stats'])
   encoder = meta['text_encoder']
   if model['text_width'] is None:
