@@ -3,7 +3,7 @@
   python -m benchmarks.compile --sizes small_2s base
   python -m benchmarks.compile --sizes base --batch 256 --dtype bfloat16 --no-start      # jax, flax and optax alone
 
-Compilation is timed without a cache, with all blocks and with one block scanned. The command is main.py on random
+Compilation is timed without a cache. The command is main.py on random
 records, first with an empty compilation cache and then with the filled one, timed from the start of the process to the
 row of the first update in metrics.jsonl, including imports, opening of the data and initialisation.
 """
@@ -25,8 +25,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 SIZES = 'base', 'large', 'small_2s'  # as configs/pretrain.py and train_step have them
 
 
-def compile_seconds(size: str, batch: int, dtype: str, scan: bool) -> float:
-  model = M2DCLAP(**PRESETS[size], dtype=dtype, scan=scan)
+def compile_seconds(size: str, batch: int, dtype: str) -> float:
+  model = M2DCLAP(**PRESETS[size], dtype=dtype)
   return JaxStep(model, make_batch(model, batch), burst=1).compile_seconds
 
 
@@ -73,10 +73,7 @@ def main(argv=None):
               size, args.batch, args.dtype, f'{scratch}/data', WIDTH, f'{scratch}/cache_{size}',
               f'{scratch}/{size}_{which}'), 's'))
   jax.config.update('jax_enable_compilation_cache', False)
-  for size in args.sizes:
-    whole, scanned = (compile_seconds(size, args.batch, args.dtype, scan) for scan in (False, True))
-    rows += [Row(f'{size}: compilation of the step', whole, 's'),
-             Row(f'{size}: the same with model.scan', scanned, 's', whole, 'without')]
+  rows += [Row(f'{size}: compilation of the step', compile_seconds(size, args.batch, args.dtype), 's') for size in args.sizes]
   finish('compile', {'batch': args.batch, 'dtype': args.dtype, 'device': jax.devices()[0].device_kind,
                      'jax': jax.__version__}, rows, {}, args.out)
 

@@ -72,7 +72,7 @@ def state_bytes(shapes, mesh) -> int:
 
 
 def analysis(args) -> list[Row]:
-  model = M2DCLAP(**PRESETS[args.size], dtype=args.dtype, remat=args.remat, scan=args.scan)
+  model = M2DCLAP(**PRESETS[args.size], dtype=args.dtype, remat=args.remat)
   compiled, shapes, mesh = compile_step(model, args.batch, args.devices, args.fsdp)
   costs = cost(compiled)
   parameters, own = count_parameters(shapes), args.batch // args.devices
@@ -132,7 +132,6 @@ def main(argv=None):
   parser.add_argument('--batch', type=int, default=2048, help='of all devices together')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--remat', choices=KEPT, default='none')
-  parser.add_argument('--scan', action='store_true', help='arithmetic and communication in the scan then count once')
   parser.add_argument('--plan', action='store_true')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)

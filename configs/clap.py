@@ -40,7 +40,6 @@ def stage2():
       'semantic_mlp_ratio': 1.0,
       'dtype': 'bfloat16',  # of the matrix products of both encoders
       'remat': 'none',  # or 'cheap', 'full': as in pretrain.py
-      'scan': False,
   })
   config.schedule = ConfigDict({'base_learning_rate': 3e-6, 'warmup_epochs': 5.0})  # at 256 samples, as in pretrain.py
   config.optim = ConfigDict({'b1': 0.9, 'b2': 0.95, 'weight_decay': 0.05, 'clip_norm': 3.0})

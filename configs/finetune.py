@@ -31,14 +31,13 @@ def base(task):
       'cache': '',  # folder of decoded recordings (at most 5 minutes of each), 2 bytes per sample; empty: in the workdir
       'sample_rate': 16000,  # Hz, if init is empty; otherwise the model's
   })
-  # With init only norm_stats, dtype, remat and scan are used; the rest comes from the model.
+  # With init only norm_stats, dtype and remat are used; the rest comes from the model.
   config.model = ConfigDict({
       **{key: SIZES['base'][key] for key in ('width', 'depth', 'heads')},
       'patch_size': (16, 16),
       'norm_stats': placeholder(tuple),  # (mean, deviation) of the log-mels; None: the model's, or the data's
       'dtype': 'float32',  # or 'bfloat16', of the matrix products
       'remat': 'none',  # or 'cheap', 'full': as in pretrain.py
-      'scan': False,
   })
   # Frames at the end that do not fill a patch: 'drop' them, or 'pad' the patch with the mean.
   config.last_patch = 'drop'

@@ -48,7 +48,6 @@ def base():
       # Activations that are computed again instead of kept: 'none', 'cheap' (norms, GELU, softmax) or 'full' (whole blocks).
       # None: as little as fits where devices report their memory, else 'none'.
       'remat': placeholder(str),
-      'scan': False,  # compile one block instead of all; slower to compile on CPUs (benchmarks.compile)
   })
   config.schedule = ConfigDict({
       'base_learning_rate': 3e-4,  # at 256 samples; multiplied by batch_size / 256

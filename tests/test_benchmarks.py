@@ -123,12 +123,6 @@ def test_the_time_to_the_first_update_is_that_of_a_real_run(tmp_path):
   assert any((tmp_path / 'cache').iterdir())
 
 
-def test_compilation_is_timed_with_and_without_scan(tmp_path):
-  compile.main(['--no-start', '--sizes', 'small_2s', '--batch', '2', '--out', str(tmp_path / 'x.json')])
-  rows = json.loads((tmp_path / 'x.json').read_text())['rows']
-  assert rows[1]['ceiling'] == rows[0]['value'] > 0 and 'scan' in rows[1]['figure']
-
-
 def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys, tmp_path):
   encode.main(['--size', 'small_2s', '--batch', '1', '2', '--rounds', '1', '--matmul', '64', '--torch', '--out',
                str(tmp_path / 'x.json')])

@@ -31,7 +31,7 @@ def _attention(variables, logmel, *, network: M2DCLAP):
   """Log-mels [1, F, T] -> [blocks, H, N]."""
   def is_qkv(module, method):
     return module.name == 'qkv' and method == '__call__'
-  _, found = network.clone(scan=False, remat='none').apply(
+  _, found = network.clone(remat='none').apply(
       variables, logmel, method='encode', capture_intermediates=is_qkv, mutable='intermediates')
   blocks = found['intermediates']['encoder']
   rows = []

@@ -20,8 +20,8 @@ def columns(variables, logmel, real, *, network: M2DCLAP, layers: tuple[int, ...
     valid = valid_patches(real, grid)
     if not layers:
       return network.frames(jnp.asarray(network.apply(variables, logmel, valid, method='encode')))
-    # Outputs cannot be captured from blocks that are scanned or rematerialised: these are not separate modules.
-    _, kept = network.clone(scan=False, remat='none').apply(
+    # Outputs cannot be captured from blocks that are rematerialised: these are not separate modules.
+    _, kept = network.clone(remat='none').apply(
         variables, logmel, valid, method='encode', mutable=['intermediates'],
         capture_intermediates=lambda module, _: isinstance(module, Block))
     blocks = kept['intermediates']['encoder']

@@ -22,7 +22,7 @@ SIZES = {
     'base': dict(width=768, depth=12, heads=12, predictor_width=512, predictor_depth=8, predictor_heads=16),
     'large': dict(width=1024, depth=24, heads=16, predictor_width=512, predictor_depth=8, predictor_heads=16),
 }
-HOW = ('dtype', 'remat', 'scan', 'platform')  # fields that say how to compute, not what
+HOW = ('dtype', 'remat', 'platform')  # fields that say how to compute, not what
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_SCALE_MAX = 4.6052  # log 100, rounded as in the public implementation
 
@@ -50,7 +50,6 @@ class Predictor(nn.Module):
   grid: tuple[int, int]
   dtype: Dtype = jnp.float32
   remat: str = 'none'
-  scan: bool = False
   platform: str = 'cpu'
 
   @nn.compact
@@ -62,7 +61,7 @@ class Predictor(nn.Module):
     token = jnp.broadcast_to(token.astype(z.dtype), (z.shape[0], mask.masked.shape[1], self.width))
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their original order
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
-    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, platform=self.platform,
+    x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, platform=self.platform,
                     name='transformer')(x)
     x = masking.take(x[:, 1:], mask.masked)
     return Linear(self.out_width, dtype=self.dtype, platform=self.platform, name='pred')(x)
@@ -80,7 +79,7 @@ class M2DCLAP(nn.Module):
     predict: 'features' of the target encoder (M2D) or 'pixels' (MSM-MAE).
     norm_stats: mean and standard deviation for standardising raw log-mels.
     dtype: type of the matrix products; parameters stay float32.
-    remat, scan, platform: see `vit.Transformer`; they save memory and time without changing results.
+    remat, platform: see `vit.Transformer`; they save memory and time without changing results.
   """
   input_size: tuple[int, int] = (80, 608)
   patch_size: tuple[int, int] = (16, 16)
@@ -100,7 +99,6 @@ class M2DCLAP(nn.Module):
   norm_stats: tuple[float, float] = (-7.1, 4.2)
   dtype: Dtype = jnp.float32
   remat: str = 'none'
-  scan: bool = False
   platform: str = 'cpu'
 
   @property
@@ -115,7 +113,7 @@ class M2DCLAP(nn.Module):
   @nn.nowrap
   def transformer(self) -> Transformer:
     """The encoder's blocks and norm, unbound; applied to the target parameters, this is the target encoder."""
-    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, scan=self.scan, platform=self.platform)
+    return Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, platform=self.platform)
 
   @property
   def text_projection(self) -> str:
@@ -130,7 +128,7 @@ class M2DCLAP(nn.Module):
     self.predictor = Predictor(
         self.predictor_width, self.predictor_depth, self.predictor_heads,
         pixels if self.predict == 'pixels' else self.width, self.grid, dtype=self.dtype, remat=self.remat,
-        scan=self.scan, platform=self.platform)
+        platform=self.platform)
     if self.text_width is not None:
       self.audio_proj = (
           ProjectionMlp(self.width, self.dtype) if self.audio_projector == 'mlp' else

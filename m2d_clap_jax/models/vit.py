@@ -126,50 +126,26 @@ class Block(nn.Module):
 KEPT = {'none': None, 'cheap': ('qkv', 'attended', 'middle', 'hidden'), 'full': ()}
 
 
-def rematerialised(function, remat: str, lift=jax.checkpoint):
-  """`function` of a block, which recomputes in the backward pass what `remat` does not keep."""
-  kept = KEPT[remat]
-  if kept is None:
-    return function
-  return lift(function, policy=jax.checkpoint_policies.save_only_these_names(*kept))
-
-
 class Transformer(nn.Module):
   """`depth` blocks and a final norm: [B, L, D] -> [B, L, D]; `valid` as in `Attention`.
 
   remat: what is computed again in the backward pass instead of kept: 'none', 'cheap' (norms, GELU and softmax) or
     'full' (all but the blocks' inputs).
-  scan: compile one block and run it `depth` times, at the cost of copying the parameters in each call. For deep models
-    on accelerators; a CPU does not compile it faster (benchmarks.compile).
-  None of them changes parameters or, beyond rounding, results. epsilon: of all norms.
+  It changes neither parameters nor, beyond rounding, results. epsilon: of all norms.
   """
   depth: int
   heads: int
   mlp_ratio: float = 4.0
   dtype: Dtype = jnp.float32
   remat: str = 'none'
-  scan: bool = False
   platform: str = 'cpu'
   epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    if self.scan and not self.is_initializing():
-      x = self._scanned(x, valid)
-    else:
-      block = rematerialised(Block, self.remat, nn.remat)
-      for i in range(self.depth):
-        x = block(*self._block(), name=f'blocks_{i}')(x, valid)
+    kept, block = KEPT[self.remat], Block
+    if kept is not None:
+      block = nn.remat(Block, policy=jax.checkpoint_policies.save_only_these_names(*kept))
+    for i in range(self.depth):
+      x = block(self.heads, self.mlp_ratio, self.dtype, self.epsilon, self.platform, name=f'blocks_{i}')(x, valid)
     return LayerNorm(self.epsilon, dtype=self.dtype, platform=self.platform, name='norm')(x)
-
-  def _block(self):
-    return self.heads, self.mlp_ratio, self.dtype, self.epsilon, self.platform
-
-  def _scanned(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
-    params = self.variables['params']
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f'blocks_{i}'] for i in range(self.depth)))
-    block = Block(*self._block(), parent=None)
-
-    def body(x, own):
-      return block.apply({'params': own}, x, valid), None
-    return jax.lax.scan(rematerialised(body, self.remat), x, stacked)[0]

@@ -109,14 +109,12 @@ def make_tower(weights: Weights, dtype: str, *, encoder: str = '', pooling: str 
 
 
 def make_network(weights: Weights, projector: str, text_width: int, *, frames: int | None = None,
-                 semantic_depth: int = 1, semantic_mlp_ratio: float = 1.0, dtype: str = 'float32', remat: str = 'none',
-                 scan: bool = False) -> M2DCLAP:
+                 semantic_depth: int = 1, semantic_mlp_ratio: float = 1.0, dtype: str = 'float32', remat: str = 'none') -> M2DCLAP:
   """The model of the weights for inputs of so many frames, with a new semantic projector or, as told, its own heads."""
   if projector not in PROJECTORS:
     raise UserError(f'config.projector={projector!r}: unknown; known: {", ".join(PROJECTORS)}')
   network = weights.network()
-  network = network.clone(input_size=(network.input_size[0], frames or network.input_size[1]), dtype=dtype, remat=remat,
-                          scan=scan)
+  network = network.clone(input_size=(network.input_size[0], frames or network.input_size[1]), dtype=dtype, remat=remat)
   if projector == 'new':
     network = network.clone(text_width=text_width, text_projector=None, audio_projector='semantic',
                             semantic_depth=semantic_depth, semantic_mlp_ratio=semantic_mlp_ratio)

@@ -109,7 +109,7 @@ def _identities(task: Task) -> list[str]:
 
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
                     last_patch: str):
-  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; with weights, only dtype, remat, scan and
+  """-> (Inputs, Classifier, position table). `options` are fields of M2DCLAP; with weights, only dtype, remat and
   norm_stats are used and the others come from the weights."""
   bound = bind(M2DCLAP, {key: value for key, value in options.items() if key != 'norm_stats'}, 'config.model')
   if weights:

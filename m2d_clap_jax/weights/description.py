@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.fields import FLAG, Nullable, Optional, check, number, text, whole
+from m2d_clap_jax.fields import Nullable, Optional, check, number, text, whole
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.vit import KEPT
 
@@ -19,7 +19,7 @@ MODEL = {name: Optional(schema) for name, schema in {
     'semantic_depth': _DEPTH, 'semantic_mlp_ratio': number(0.01, 100),
     'text_projector': Nullable(text(('identity', 'linear', 'mlp'))), 'predict': text(('features', 'pixels')),
     'norm_stats': _NORM_STATS}.items()}
-_HOW = {'dtype': text(('float32', 'bfloat16')), 'remat': text(tuple(KEPT)), 'scan': FLAG}
+_HOW = {'dtype': text(('float32', 'bfloat16')), 'remat': text(tuple(KEPT))}
 _ENCODER = {'name': text(), 'hash': Nullable(text()), 'width': Nullable(whole(1, 65536))}
 # config.json of a portable folder.
 CONFIG = {'model': MODEL, 'sample_rate': _SAMPLE_RATE,
