@@ -14,7 +14,7 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.clips import extract, wave_of
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.weights.portable import save_portable
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 
 LABELS = ('low_hum', 'noise', 'whistle')
 

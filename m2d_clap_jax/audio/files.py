@@ -8,16 +8,11 @@ from typing import TypeVar
 
 from m2d_clap_jax.audio.decode import AudioError
 from m2d_clap_jax.audio.inputs import AudioClip
+from m2d_clap_jax.audio.names import ENDINGS, NOT_DECODED, printable
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
 
-# Files to use from a folder; a file that is named explicitly may have any ending.
-ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64',
-           '.m4a', '.m4b', '.mp4', '.mov', '.3gp', '.aac', '.webm', '.mka', '.mkv', '.wma', '.mp2', '.amr', '.ac3', '.ape',
-           '.wv', '.tta')
-# Audio-related files that cannot be decoded; they are counted, so that none is skipped silently.
-NOT_DECODED = ('.mid', '.midi', '.ra', '.rm', '.dss', '.ds2', '.vox', '.m4p', '.aax', '.aup3', '.mod', '.xm', '.sf2', '.spx')
 # A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
 MOST_FILES, MOST_BYTES = 256, 64e6
 T = TypeVar('T')
@@ -75,11 +70,6 @@ def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, obj
         yield clip.name, None if clip.reason else result, clip.reason, progress
   finally:
     progress.close()
-
-
-def printable(name: str) -> str:
-  """A file's name as valid Unicode, with invalid bytes replaced."""
-  return os.fsencode(name).decode('utf-8', 'replace')
 
 
 def _search(folder: str) -> list[str]:
