@@ -154,7 +154,7 @@ def test_evaluations_and_fine_tuning_take_any_table_by_the_names_of_its_columns(
   assert found == {name.removeprefix('audio/'): (int(part.removeprefix('fold')), tuple(labels))
                    for part, clips in EXPECTED['esc50'].items() for name, (_, labels) in clips.items()}
   for columns, told in (('', 'config.data.columns=file_name:NAME,label:NAME,fold:NAME'),
-                        ('file_name:filename,label:klass,fold:fold', 'config.data.columns=label:klass: .*esc50.csv has no such column'),
+                        ('file_name:filename,label:klass,fold:fold', 'config.data.columns=label:klass: .* has no such column'),
                         ('filename', "config.data.columns=filename: 'filename' is not OURS:THEIRS")):
     with pytest.raises(UserError, match=told):
       opened(columns)
