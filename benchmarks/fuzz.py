@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import optax
 import soundfile
+from etils import epath
 
 from benchmarks import loader
 from benchmarks.mutations import mutated, mutated_json
@@ -33,6 +34,7 @@ from m2d_clap_jax.audio.decode import load
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.train import same_data
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.step import create_state
 from m2d_clap_jax.weights import Weights
@@ -134,6 +136,15 @@ def data_folder(folder: pathlib.Path) -> dict[str, Kind]:
           'sidecars': Kind([place / f'{shard.name}.json'], read, structured=True), 'TFRecords': Kind([shard], read)}
 
 
+def record(folder: pathlib.Path) -> dict[str, Kind]:
+  place = epath.Path(folder) / 'tuned'
+  parts = {'file': ['a.wav', 'b.wav'], 'labels': ['dog', 'rain,wind'], 'part': ['train', 'test'], 'bytes': [7, 8],
+           'modified': ['1', '2']}
+  same_data.write_record(place, {'norm_stats': TINY['norm_stats'], 'classes': ['dog', 'rain', 'wind'], 'parts': parts})
+  return {same_data.RECORD: Kind([pathlib.Path(place / same_data.RECORD)],
+                                 lambda _: same_data.read_record(place, [same_data.RECORD]), structured=True)}
+
+
 def checkpoint(folder: pathlib.Path) -> dict[str, Kind]:
   run = folder / 'run'
   network = M2DCLAP(**TINY)
@@ -181,7 +192,7 @@ def main(argv=None):
   args = parser.parse_args(argv)
   outcomes = {}
   with tempfile.TemporaryDirectory(prefix='m2d_clap_fuzz_') as folder:
-    for make in (portable, data_folder, checkpoint, audio):
+    for make in (portable, data_folder, record, checkpoint, audio):
       for name, kind in make(pathlib.Path(folder)).items():
         outcomes[name] = fuzz(kind, args.audio if name == 'audio' else args.count, args.seed)
         print(f'{name}: ' + ('; '.join(outcomes[name].tracebacks[:3]) or 'no traceback'), flush=True)

@@ -26,6 +26,7 @@ def base(task):
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
+      'columns': '',  # where its columns have other names: 'file_name:filename,label:category,fold:fold'
       'seconds': placeholder(float),  # length of a clip; None: the task's
       'damaged': 'fail',  # or 'skip': leave out missing or unreadable clips, and name and count them
       'cache': '',  # folder of decoded recordings (at most 5 minutes of each), 2 bytes per sample; empty: in the workdir

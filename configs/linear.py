@@ -14,6 +14,7 @@ def common(job):
   config.data = ConfigDict({
       'root': '',  # folder that file names are relative to
       'csv': '',  # metadata (file_name, label, split or fold); empty: ROOT/TASK.csv, or that of an EVAR work folder
+      'columns': '',  # where its columns have other names: 'file_name:filename,label:category,fold:fold'
       'seconds': placeholder(float),  # length of a clip; None: the task's; retrieval uses whole clips
       'names': '',  # AudioSet's class_labels_indices.csv, if labels are its identifiers (/m/09x0r)
       'damaged': 'fail',  # or 'skip': leave out missing or unreadable clips, and name and count them

@@ -11,7 +11,7 @@ import numpy as np
 from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.audio.chunks import Chunk, Chunker
-from m2d_clap_jax.audio.clips import as_clips
+from m2d_clap_jax.audio.inputs import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import inference
 from m2d_clap_jax.models.classifier import EPSILON

@@ -4,7 +4,7 @@ import soundfile
 
 from m2d_clap_jax.cli import main
 from m2d_clap_jax.weights.portable import save_portable
-from tests.test_api import arpeggio, tiny_weights
+from tests.small_model import arpeggio, tiny_weights
 
 
 def save_model(folder, **changes):

@@ -99,7 +99,7 @@ def test_dictionaries_of_old_and_new_numpy_are_read(tmp_path):
       data = pickle.dumps(np.array({'a': vectors(3), b'b': vectors(2, 3)}, object), protocol)
       # numpy 1 called the module numpy.core; the shorter name changes lengths that only protocol 4 and later store
       f.write(data.replace(b'numpy._core', b'numpy.core') if protocol < 4 else data)
-    found = authors.load_dictionary(path)
+    found, _ = authors.load_dictionary(path)
     np.testing.assert_array_equal(found['a'], vectors(3)[None])
     np.testing.assert_array_equal(found['b'], vectors(2, 3))
 

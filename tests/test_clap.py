@@ -3,6 +3,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import soundfile
 from ml_collections import ConfigDict
 
 import m2d_clap_jax
@@ -149,6 +151,20 @@ def test_killed_and_continued_a_run_is_the_same_bit_for_bit_dropout_included(pla
   assert losses(broken) == losses(whole) and len(losses(whole)) == 13 - (0 not in losses(whole))
   jax.tree.map(np.testing.assert_array_equal, *(read_parameters(run)[1] for run in (whole, broken)))
   assert os.path.isdir(broken / 'checkpoints' / '12')
+
+
+def test_other_data_in_the_workdir_of_a_run_are_reported_by_folder_or_refused(trained, place, tmp_path, capsys):
+  workdir = shutil.copytree(trained, tmp_path / 'run')
+  audio = tmp_path / 'audio'
+  manifest = corpus(audio, SIZES['b'], seconds=1.4)
+  soundfile.write(audio / '3.wav', noise(1.4, seed=77), 16000)
+  prepare(manifest, audio, tmp_path / 'b', text_encoder='none', workers=1)
+  changes = {'schedule.base_learning_rate': 0.1, 'schedule.warmup_epochs': 0.0}
+  clap.run(get_config(options(place, **changes, **{'data.folder': f'{place}/a,{tmp_path}/b'})), workdir)
+  notices = [line for line in capsys.readouterr().err.splitlines() if 'began with' in line]
+  assert len(notices) == 1 and f': {tmp_path}/b has fingerprint' in notices[0] and 'keeps its own mean -7.1000' in notices[0]
+  with pytest.raises(UserError, match='number of clips: 20, where the run in this --workdir began with 32'):
+    clap.run(get_config(options(place, **{'data.folder': f'{place}/a'})), workdir)
 
 
 @pytest.mark.parametrize('changes,words', [

@@ -8,7 +8,7 @@ import pytest
 import m2d_clap_jax
 from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import run, save_model, save_recordings
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 
 LABELS = ['dog', 'rain', 'church_bells', 'a, b']
 

@@ -136,12 +136,19 @@ def test_a_full_disk_keeps_the_file_that_was_there(here, ending, tmp_path, monke
   assert out.read_text() == 'of an earlier run' and os.listdir(tmp_path) == [out.name]
 
 
-def test_names_that_are_no_unicode_are_written_legibly(here, tmp_path):
-  name = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9.wav')
-  with open(here.usable[0], 'rb') as source, open(name, 'wb') as copy:
-    copy.write(source.read())
-  assert embed(here, tmp_path / 'x.parquet', paths=[name]) == 0
-  assert pyarrow.parquet.read_table(tmp_path / 'x.parquet')['file'].to_pylist() == [f'{tmp_path}/caf\ufffd.wav']
+def test_two_names_that_are_no_unicode_stay_two_in_every_output(here, tmp_path, capsys):
+  names = [os.fsdecode(os.fsencode(tmp_path) + b'/caf' + byte + b'.wav') for byte in (b'\xe9', b'\xea')]
+  for name in names:
+    with open(here.usable[0], 'rb') as source, open(name, 'wb') as copy:
+      copy.write(source.read())
+  spelled = [rf'{tmp_path}/caf\x{byte}.wav' for byte in ('e9', 'ea')]
+  assert embed(here, tmp_path / 'x.parquet', paths=names) == 0
+  assert pyarrow.parquet.read_table(tmp_path / 'x.parquet')['file'].to_pylist() == spelled
+  assert embed(here, tmp_path / 'x.npz', paths=names) == 0
+  assert np.load(tmp_path / 'x.npz')['files'].tolist() == spelled
+  capsys.readouterr()
+  assert run('classify', *names, '--model', here.folder, '--labels', 'dog', '--json') == 0
+  assert [json.loads(line)['file'] for line in capsys.readouterr().out.splitlines()] == spelled
 
 
 def test_a_folder_from_a_phone_is_read_and_what_cannot_be_decoded_is_counted(here, tmp_path, capsys):

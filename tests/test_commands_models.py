@@ -15,7 +15,7 @@ from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.step import TrainState
 from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import run, save_model
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 from tests.test_cli import ROOT
 
 

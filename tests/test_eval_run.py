@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
+from m2d_clap_jax.audio import files
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
 from m2d_clap_jax.eval.finished import evaluate
@@ -13,7 +14,7 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.clips import extract, wave_of
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.weights.portable import save_portable
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 
 LABELS = ('low_hum', 'noise', 'whistle')
 
@@ -162,7 +163,7 @@ def test_retrieval_takes_whole_clips_of_any_length_and_tells_damaged_ones(projec
 
 def test_whole_clips_are_decoded_in_groups_of_bounded_size(root, monkeypatch):
   task = open_task('captions', str(root), whole=True)
-  monkeypatch.setattr(clips, 'GROUP_BYTES', 40e3)
+  monkeypatch.setattr(files, 'MOST_BYTES', 40e3)
   groups = list(clips._whole(task))
   sizes = [sum((root / file).stat().st_size for file in group) for group in groups]
   assert len(groups) > 1 and max(sizes) <= 40e3 and [file for group in groups for file in group] == [
@@ -180,7 +181,7 @@ def test_features_are_extracted_once_and_again_when_a_file_changes(root, model, 
   assert first.files == again.files and first.rejected == again.rejected
   (root / '0.flac').touch()
   with pytest.raises(TypeError):
-    extract(pipeline, task, tmp_path)
+    extract(pipeline, open_task('splits', str(root), seconds=0.5), tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == before
 
 

@@ -106,6 +106,25 @@ def test_a_finished_run_is_not_done_again(run, data):
     weights.read(run / 'run0')
 
 
+def test_other_data_in_the_workdir_are_reported_or_refused_and_its_statistics_kept(tmp_path, one_device, capsys):  # noqa: F811
+  root, workdir = tones(tmp_path / 'tones', ROWS), tmp_path / 'run'
+  finetune.run(tiny_config(root, epochs=1), str(workdir))
+  soundfile.write(root / '5.wav', 0.5 * np.random.default_rng(5).standard_normal(9000), RATE)
+  table = (root / 'mine.csv').read_text()
+  (root / 'mine.csv').write_text(table.replace('\n7.wav,middle', '\n7.wav,high'))
+  capsys.readouterr()
+  finetune.run(tiny_config(root, epochs=1, runs=2), str(workdir))
+  notice, = [line for line in capsys.readouterr().err.splitlines() if 'began with' in line]
+  assert '5.wav has bytes 18044 instead of 16044, modified' in notice and ', and 1 more; it keeps its own mean' in notice
+  first, second = (weights.read(workdir / name / 'best').network().norm_stats for name in ('run0', 'run1'))
+  assert first == second == tuple(json.loads((workdir / 'data.json').read_text())['norm_stats'])
+  for text, told in ((table.replace('\n7.wav,middle,train', ''), 'number of clips: 77, .* began with 78'),
+                     (table.replace('middle', 'mid'), "classes that differ: .'mid'., .* began with .'middle'.")):
+    (root / 'mine.csv').write_text(text)
+    with pytest.raises(UserError, match=told):
+      finetune.run(tiny_config(root, epochs=1, runs=2), str(workdir))
+
+
 def test_several_labels_in_folds_with_patchout_and_weights_from_before(run, tmp_path, one_device):  # noqa: F811
   sets = [['low'], ['high'], ['low', 'high'], ['middle', 'high']]
   root = tones(tmp_path / 'tones', [(f'{i}.wav', sets[i % 4], 'fold', 1 + i // 4 % 2) for i in range(32)], seconds=0.9)

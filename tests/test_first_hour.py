@@ -27,7 +27,7 @@ from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.weights import family, hub
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run, save_model
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 from tests.test_commands_plot import write_run
 from tests.test_pretrain import get_config, one_device, tiny_config  # noqa: F401
 

@@ -6,7 +6,7 @@ from benchmarks import fuzz
 COUNT = {'checkpoints': 60, 'audio': 240}
 
 
-@pytest.mark.parametrize('make', [fuzz.portable, fuzz.data_folder, fuzz.checkpoint, fuzz.audio])
+@pytest.mark.parametrize('make', [fuzz.portable, fuzz.data_folder, fuzz.record, fuzz.checkpoint, fuzz.audio])
 def test_damaged_files_are_refused_in_one_line_or_read_right(make, tmp_path):
   for name, kind in make(tmp_path).items():
     outcome = fuzz.fuzz(kind, COUNT.get(name, 300), seed=1)
@@ -19,5 +19,5 @@ def test_damaged_files_are_refused_in_one_line_or_read_right(make, tmp_path):
 def test_the_benchmark_prints_a_row_of_each_kind(capsys):
   assert fuzz.main(['--count', '8', '--audio', '16', '--seed', '3']) == 0
   rows = [line.split('  ')[0] for line in capsys.readouterr().out.splitlines()]
-  assert rows[-9:] == ['kind', 'config.json', 'model.safetensors', 'prepare.json', 'sidecars', 'TFRecords', 'checkpoints',
-                       "checkpoints' JSON", 'audio']
+  assert rows[-10:] == ['kind', 'config.json', 'model.safetensors', 'prepare.json', 'sidecars', 'TFRecords', 'data.json',
+                       'checkpoints', "checkpoints' JSON", 'audio']

@@ -13,7 +13,7 @@ from m2d_clap_jax import hear
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.weights.portable import save_portable
 from tests.command_helpers import save_model
-from tests.test_api import arpeggio, tiny_weights
+from tests.small_model import arpeggio, tiny_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -282,15 +282,18 @@ def test_real_captions_and_zero_shot_evaluation_by_a_real_sentence_encoder(tmp_p
 
 def test_other_data_under_the_same_name_are_reported_or_refused(data, capsys):
   found = open_data(True, folder=str(data))
-  before = found.about() | {'norm_stats': [-6.5, 3.5]}
+  before = found.about({}) | {'norm_stats': [-6.5, 3.5]}
   for checkpoint in ({}, before, {key: value for key, value in before.items() if key != 'data'}):
     pretrain.check_data(checkpoint, found)
   assert not capsys.readouterr().err
-  pretrain.check_data(before | {'data': {**before['data'], 'fingerprint': '0'}}, found)
+  changed = before | {'data': {**before['data'], 'fingerprints': ['0']}}
+  pretrain.check_data(changed, found)
   line, = capsys.readouterr().err.splitlines()
-  assert 'are not those that the run began with; it keeps its own mean -6.5000 and deviation 3.5000, where the data have' in line
-  for change, message in (({'data': {'clips': 9999, 'fingerprint': '0'}}, 'number of clips of .* began with 9999'),
-                          ({'text_encoder': None}, 'captions of .* began with None'),
+  assert f'{data} has fingerprint {found.split.fingerprint} instead of 0; it keeps its own mean -6.5000 and ' in line
+  assert found.about(changed)['data'] == changed['data'], 'it is reported each time'
+  for change, message in (({'data': {'clips': 9999, 'fingerprints': ['0']}}, 'number of clips: .* began with 9999'),
+                          ({'data': {**before['data'], 'fingerprints': ['0', '1']}}, 'number of folders: 1, .* began with 2'),
+                          ({'text_encoder': None}, 'text encoder of the captions: .* began with None'),
                           ({'logmel': {**before['logmel'], 'n_fft': 800}}, 'log-mels')):
     with pytest.raises(UserError, match=message):
       pretrain.check_data(before | change, found)

@@ -4,11 +4,14 @@ import os
 
 import pytest
 
+from configs import finetune, linear, retrieval, zeroshot
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.eval import finished
 from m2d_clap_jax.tables.layouts import LAYOUTS
 from m2d_clap_jax.tasks.clips import missing_files
-from m2d_clap_jax.tasks.metadata import check_classes, open_task
+from m2d_clap_jax.tasks.metadata import check_classes, open_task, read_metadata
+from m2d_clap_jax.train import task_data
 from tests.command_helpers import run
 from tests.published_sets import SETS, clotho, esc50, fsd50k, gtzan, sound, speech_commands, wavcaps
 
@@ -131,6 +134,42 @@ def test_any_table_is_read_by_the_names_of_its_columns(tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2 and told in error, error
   assert run(*common, '--columns=file_name:filename', '--like=esc50', f'--out={tmp_path}/no') == 2
+
+
+@pytest.mark.parametrize('config,kind', [(linear, 'label'), (zeroshot, 'label'), (retrieval, 'caption'), (finetune, 'label')])
+def test_evaluations_and_fine_tuning_take_any_table_by_the_names_of_its_columns(config, kind, tmp_path):
+  esc50(tmp_path)
+  data = config.get_config().data.to_dict() | {
+      'root': str(tmp_path / 'audio'), 'csv': str(tmp_path / 'meta/esc50.csv'), 'seconds': None if kind == 'caption' else 0.5}
+  if config is finetune:
+    def opened(columns):
+      return task_data.open_data(tmp_path / 'run', 'mine', None, beat=print, **data | {'columns': columns})[0].task
+  else:
+    del data['damaged']
+
+    def opened(columns):
+      return finished.open_data('mine', whole=kind == 'caption', **data | {'columns': columns})
+  task = opened(f'file_name:filename,{kind}:category,fold:fold')
+  found = {clip.file: (clip.fold, clip.labels or clip.captions) for clip in task.clips}
+  assert found == {name.removeprefix('audio/'): (int(part.removeprefix('fold')), tuple(labels))
+                   for part, clips in EXPECTED['esc50'].items() for name, (_, labels) in clips.items()}
+  for columns, told in (('', 'config.data.columns=file_name:NAME,label:NAME,fold:NAME'),
+                        ('file_name:filename,label:klass,fold:fold', 'config.data.columns=label:klass: .* has no such column'),
+                        ('filename', "config.data.columns=filename: 'filename' is not OURS:THEIRS")):
+    with pytest.raises(UserError, match=told):
+      opened(columns)
+  data['csv'] = ''
+  with pytest.raises(UserError, match='config.data.columns=.*: of which table'):
+    opened('file_name:filename')
+
+
+def test_a_named_fold_counts_where_a_table_has_splits_too(tmp_path):
+  sound(tmp_path / 'a.wav')
+  (tmp_path / 'mine.csv').write_text('file_name,label,split,part\na.wav,dog,train,3\n')
+  clip, = read_metadata(str(tmp_path / 'mine.csv'), str(tmp_path), 'fold:part')
+  assert (clip.fold, clip.split) == (3, '')
+  clip, = read_metadata(str(tmp_path / 'mine.csv'), str(tmp_path))
+  assert (clip.fold, clip.split) == (None, 'train')
 
 
 def test_a_folder_that_is_not_the_set_is_told(tmp_path):

@@ -54,6 +54,17 @@ def test_every_kind_of_file_is_read_whole(files, name):
   assert correlation(wave, decode.resample(WAVE, RATE, 16000)) > 0.95
 
 
+@pytest.mark.parametrize('name,codec', [('a.m4a', 'aac'), ('a.m4a', 'alac'), ('a.caf', 'alac'), ('a.mka', 'flac'),
+                                        ('a.webm', 'libopus')])
+@pytest.mark.parametrize('samples', [43392, 25929, 1000])
+def test_encoders_padding_is_cut_off_and_nothing_else(name, codec, samples, tmp_path):
+  encode(tmp_path / name, WAVE[:samples], RATE, codec)
+  wave, _ = decode.load(tmp_path / name, RATE)
+  assert len(wave) == samples
+  if codec in ('alac', 'flac'):
+    np.testing.assert_allclose(wave, WAVE[:samples], atol=1e-4)
+
+
 def refused(path, data, reason):
   path.write_bytes(data)
   with pytest.raises(decode.AudioError, match=reason) as error:

@@ -29,7 +29,7 @@ from tests import launched, test_finetune
 from tests.cloud_storage import Server
 from tests.command_helpers import run as command_line
 from tests.prepare_helpers import FakeEncoder, contents, corpus, noise
-from tests.test_api import tiny_weights
+from tests.small_model import tiny_weights
 from tests.test_pretrain import ENVIRONMENT, flags, one_device, tiny_config, wait_for  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures('one_device')

@@ -10,7 +10,7 @@ import m2d_clap_jax
 from m2d_clap_jax.models.posemb import sincos_2d
 from m2d_clap_jax.text import flax_bert
 from tests import reference
-from tests.test_api import close
+from tests.small_model import close
 
 SECONDS = ('0.7', '10.0', '13.37')
 TEXT = 'text_encoder.text_encoder.'

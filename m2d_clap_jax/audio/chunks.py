@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m2d_clap_jax.audio.clips import AudioClip
+from m2d_clap_jax.audio.inputs import AudioClip
 from m2d_clap_jax.audio.logmel import LogMel
 
 

@@ -3,22 +3,19 @@ import collections
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
-from m2d_clap_jax.audio.clips import AudioClip
 from m2d_clap_jax.audio.decode import AudioError
+from m2d_clap_jax.audio.inputs import AudioClip
+from m2d_clap_jax.audio.names import ENDINGS, NOT_DECODED, printable
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
 
-# Files to use from a folder; a file that is named explicitly may have any ending.
-ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.aifc', '.au', '.caf', '.w64', '.rf64',
-           '.m4a', '.m4b', '.mp4', '.mov', '.3gp', '.aac', '.webm', '.mka', '.mkv', '.wma', '.mp2', '.amr', '.ac3', '.ape',
-           '.wv', '.tta')
-# Audio-related files that cannot be decoded; they are counted, so that none is skipped silently.
-NOT_DECODED = ('.mid', '.midi', '.ra', '.rm', '.dss', '.ds2', '.vox', '.m4p', '.aax', '.aup3', '.mod', '.xm', '.sf2', '.spx')
 # A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
 MOST_FILES, MOST_BYTES = 256, 64e6
+T = TypeVar('T')
 
 
 class CheckedFile(AudioClip):
@@ -67,17 +64,12 @@ def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, obj
   """
   progress = Progress('files', len(names))
   try:
-    for group in _groups(names):
+    for group in in_groups(names, _bytes):
       clips = [CheckedFile(name, progress) for name in group]
       for clip, result in zip(clips, function(clips), strict=True):
         yield clip.name, None if clip.reason else result, clip.reason, progress
   finally:
     progress.close()
-
-
-def printable(name: str) -> str:
-  """A file's name as valid Unicode, with invalid bytes replaced."""
-  return os.fsencode(name).decode('utf-8', 'replace')
 
 
 def _search(folder: str) -> list[str]:
@@ -90,16 +82,17 @@ def _search(folder: str) -> list[str]:
   return [os.path.join(folder, name) for name in visible if name.lower().endswith(ENDINGS)]
 
 
-def _groups(names: Sequence[str]) -> Iterator[list[str]]:
-  group: list[str] = []
+def in_groups(items: Iterable[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
+  """Consecutive groups of at most MOST_FILES items and, unless one alone has more, MOST_BYTES."""
+  group: list[T] = []
   total = 0
-  for name in names:
-    file_size = _bytes(name)
-    if group and (len(group) == MOST_FILES or total + file_size > MOST_BYTES):
+  for item in items:
+    item_size = bytes_of(item)
+    if group and (len(group) == MOST_FILES or total + item_size > MOST_BYTES):
       yield group
       group, total = [], 0
-    group.append(name)
-    total += file_size
+    group.append(item)
+    total += item_size
   if group:
     yield group
 

@@ -96,27 +96,42 @@ class FFmpegSound:
       raise Damaged('has an audio track of an unknown kind')
     self.rate = self._stream.rate
     integrity.check_rate(self.rate)
+    if self._stream.codec_context.name == 'alac':  # whose last frame knows its length: FFmpeg would cut it a second time
+      self._stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
 
   def blocks(self, wanted: float) -> Iterator[np.ndarray]:
-    count, ended = 0, True
+    count, first, end = 0, None, None
+    last = np.zeros((0, 1), np.float32)  # is yielded when the next is there, or cut where the file says that sound ends
     resampler = av.AudioResampler(format='fltp')  # to float32, one row per channel; rate and channels unchanged
     with self._container as container:
       stated = integrity.stated_seconds(container, self._stream)
       try:
-        for frame in container.decode(self._stream):
-          if frame.sample_rate != self.rate:
-            raise Damaged(f'changes its sample rate from {self.rate} to {frame.sample_rate} Hz')
-          for part in resampler.resample(frame):
-            block = part.to_ndarray().T
-            count += len(block)
-            yield block
+        for packet in container.demux(self._stream):
+          if packet.pts is not None and packet.duration:
+            end = packet.pts + packet.duration
+          for frame in packet.decode():
+            if frame.sample_rate != self.rate:
+              raise Damaged(f'changes its sample rate from {self.rate} to {frame.sample_rate} Hz')
+            first = frame.pts if first is None else first
+            for part in resampler.resample(frame):
+              if len(last):
+                yield last
+              last = part.to_ndarray().T
+              count += len(last)
           if count >= wanted:
-            ended = False
-            break
+            yield last
+            return
       except av.FFmpegError as error:
         raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({error.strerror})') from None
-      if ended:
-        integrity.check_decoded(self._file, count / self.rate, stated)
+      integrity.check_decoded(self._file, count / self.rate, stated)
+      yield last[:len(last) - self._padding(count, len(last), first, end)]
+
+  def _padding(self, count: int, size: int, first: int | None, end: int | None) -> int:
+    """Samples by which an encoder filled its last frame, of `size` samples, where times are in samples, as in m4a; else 0."""
+    if first is None or end is None or self._stream.time_base * self.rate != 1:
+      return 0
+    padding = count - (end - first)
+    return padding if 0 < padding < size else 0
 
 
 class _Part(io.RawIOBase):

@@ -2,6 +2,7 @@
 import json
 import sys
 
+from m2d_clap_jax.audio.names import printable
 from m2d_clap_jax.cli import model_options
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import open_text
@@ -49,7 +50,7 @@ def run(args):
     print(table.header())
   used = 0
   for name, scores, reason, progress in files.results(names, function):
-    name = files.printable(name)
+    name = printable(name)
     used += not reason
     if not reason:
       order = sorted(range(len(labels)), key=lambda i: -scores[i])[:top]
@@ -111,7 +112,6 @@ class _Table:
   """One line per label of a file, with the file's name on the first."""
 
   def __init__(self, names, labels, kind):
-    from m2d_clap_jax.audio.files import printable
     self.kind = kind
     self.file_width = max(map(len, (*map(printable, names), 'file')))
     self.label_width = max(map(len, (*labels, 'label')))

@@ -1,4 +1,5 @@
 """`m2d-clap embed`: embeddings of many audio files in one file."""
+from m2d_clap_jax.audio.names import printable
 from m2d_clap_jax.cli import model_options
 from m2d_clap_jax.errors import UserError
 
@@ -39,9 +40,9 @@ def run(args):
     with writer_kind(temporary, width, args.frames, about) as writer:
       for name, result, reason, _ in files.results(names, function):
         if reason:
-          rejected.append((files.printable(name), reason))
+          rejected.append((printable(name), reason))
         else:
-          writer.add(files.printable(name), *result)
+          writer.add(printable(name), *result)
           count += 1
       if not count:
         raise UserError(f'none of the {len(names)} files can be used (the first: {rejected[0][0]}: {rejected[0][1]}); '

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from m2d_clap_jax.audio.names import printable
 from m2d_clap_jax.errors import UserError
 
 
@@ -134,7 +135,7 @@ def _features(pipeline, sounds):
     if rest:
       owner[name] = part
     else:
-      print(f'left out: {files.printable(name)}: not in a sub-folder', file=sys.stderr)
+      print(f'left out: {printable(name)}: not in a sub-folder', file=sys.stderr)
   if not owner:
     raise UserError(f'{sounds}: has no sub-folders with sounds: put the sounds of each class into a sub-folder named after it')
 

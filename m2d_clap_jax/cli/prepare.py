@@ -5,7 +5,7 @@ import re
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import is_remote
-from m2d_clap_jax.tables.layouts import LAYOUTS, WITH_FOLDS
+from m2d_clap_jax.tables.layouts import LAYOUTS
 
 
 def add_arguments(p):
@@ -26,7 +26,7 @@ examples:
   source.add_argument('--logmels', metavar='FOLDER', help='folder of [F, T] .npy log-mels, instead of a manifest')
   p.add_argument('--out', required=True, help='folder to write')
   p.add_argument('--audio_root', help="folder that file names are relative to (default: the manifest's folder)")
-  p.add_argument('--columns', type=_columns, metavar='OURS:THEIRS,...',
+  p.add_argument('--columns', default='', metavar='OURS:THEIRS,...',
                  help='names of the columns of the manifest, such as file_name:path,caption:text,caption:text2')
   p.add_argument('--like', default='', choices=list(LAYOUTS), metavar='NAME',
                  help=f'the published data set that --manifest is: {", ".join(LAYOUTS)}')
@@ -54,23 +54,9 @@ def _task(text):
   return int(match[1]), int(match[2])
 
 
-def _columns(text):
-  found: dict[str, tuple[str, ...]] = {}
-  for part in text.split(','):
-    ours, colon, theirs = part.partition(':')
-    if ours not in WITH_FOLDS or not colon or not theirs.strip():
-      raise argparse.ArgumentTypeError(f'{part!r} is not OURS:THEIRS with OURS one of {", ".join(WITH_FOLDS)}')
-    found[ours] = (*found.get(ours, ()), theirs)
-  several = next((ours for ours in ('file_name', 'split', 'fold') if len(found.get(ours, ())) > 1), None)
-  if several:
-    raise argparse.ArgumentTypeError(f'{several} is one column, and {len(found[several])} are named')
-  if 'split' in found and 'fold' in found:
-    raise argparse.ArgumentTypeError('a row belongs to a split or to a fold: name one of the two columns')
-  return found
-
-
 def run(args):
   from m2d_clap_jax.data import prepare
+  from m2d_clap_jax.tables.entries import parse_columns
   from m2d_clap_jax.tables.published import root_of
   common = dict(split=args.split, num_shards=args.num_shards, workers=args.workers, sample_rate=args.sample_rate,
                 max_seconds=args.max_seconds, embedding_dtype=args.embedding_dtype, text_encoder=args.text_encoder,
@@ -88,6 +74,6 @@ def run(args):
       raise UserError('--like names the columns itself: leave out --columns')
     manifest = manifest if is_remote(manifest) else os.path.abspath(manifest)
     root = args.audio_root or (root_of(manifest, args.like) if args.like else os.path.dirname(manifest))
-    meta = prepare.prepare(manifest, root, args.out, columns=args.columns, like=args.like, **common)
+    meta = prepare.prepare(manifest, root, args.out, columns=parse_columns(args.columns), like=args.like, **common)
   if meta:
     print(prepare.summary(meta, args.out))

@@ -12,7 +12,7 @@ import numpy as np
 from m2d_clap_jax import paths
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.tables.names import account_of, printable
+from m2d_clap_jax.tables.names import account_of, as_text
 
 # All names in numpy's pickles of arrays and scalars, under numpy 1 and 2. None of them executes its arguments.
 _ALLOWED = {(f'numpy.{core}.{module}', name) for core in ('core', '_core')
@@ -41,15 +41,16 @@ def list_logmels(folder, split='train'):
   print(account_of(folder, everything, names, 'log-mels'))
   rows = []
   for name in names:
-    text, reason = printable(name)
+    text, reason = as_text(name)
     rows.append(Row(text, split=split, reason=reason))
   return rows
 
 
 def load_dictionary(path):
-  """`np.save`d dictionary {id: array} -> {str: [n, E] float array}. UserError for anything else in the file."""
+  """`np.save`d dictionary {id: array} -> {str: [n, E] float array}, SHA-256 of the file. UserError for anything else in it."""
   try:
-    with io.BytesIO(paths.read_bytes(path)) as f:
+    data = paths.read_bytes(path)
+    with io.BytesIO(data) as f:
       version = np.lib.format.read_magic(f)
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
       shape, _, dtype = read_header(f)
@@ -59,7 +60,7 @@ def load_dictionary(path):
     content = content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if not isinstance(content, dict):
       raise ValueError(f'it contains a {type(content).__name__}, not a dictionary')
-    return {_text(key): _matrix(key, value) for key, value in content.items()}
+    return {_text(key): _matrix(key, value) for key, value in content.items()}, hashlib.sha256(data).digest()
   except UserError:  # of a store: it says what was wrong
     raise
   except OSError as e:
@@ -100,15 +101,14 @@ class Dictionaries:
     self._parts = []
     self.width = None
     for path in files:
-      part = load_dictionary(path)
+      part, own_digest = load_dictionary(path)
       for key, value in part.items():
         self.width = self.width or value.shape[1]
         if value.shape[1] != self.width:
           raise UserError(f'{path}: {key!r} is {value.shape[1]} wide, but others are {self.width}: '
                           'use dictionaries of one text encoder')
       self._parts.append(part)
-      with paths.as_path(path).open('rb') as f:
-        digest.update(hashlib.file_digest(f, 'sha256').digest())
+      digest.update(own_digest)
     if not self.width:
       raise UserError(f'{", ".join(files)}: the dictionaries are empty: check --caption_embeddings')
     self.weights_hash = digest.hexdigest()[:16]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m2d_clap_jax import fields, paths
+from m2d_clap_jax import paths
 from m2d_clap_jax.data import schema
 from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.errors import UserError
@@ -16,8 +16,8 @@ SETTINGS = 'logmel', 'text_encoder', 'embedding_dtype'
 class Mixture:
   """The clips of several splits, numbered through; read as a `Split` is.
 
-  Attributes: name; num_clips; fingerprint, as a `Split`'s; sizes, of the parts; labels, their folders' names; mean, std of
-  all log-mels, each part by its number of clips.
+  Attributes: name; num_clips; sizes, of the parts; labels, their folders' names; mean, std of all log-mels, each part by its
+  number of clips.
   """
 
   def __init__(self, splits: Sequence[Split], folders: Sequence[str]):
@@ -30,7 +30,6 @@ class Mixture:
     means, deviations = (np.array([split.meta[key] for split in splits]) for key in ('mean', 'std'))
     self.mean = float(shares @ means)
     self.std = float(np.sqrt(shares @ (deviations ** 2 + means ** 2) - self.mean ** 2))
-    self.fingerprint = fields.checksum(' '.join(split.fingerprint for split in splits).encode())
     self._splits = splits
     self._ends = np.cumsum(self.sizes)
 

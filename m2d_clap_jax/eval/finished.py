@@ -76,9 +76,10 @@ def test_clips(opened: Task) -> list:
   return [clip for clip in opened.clips if opened.folds or clip.split == 'test']
 
 
-def open_data(task: str, *, root: str, csv: str | None = None, seconds: float | None = None,
+def open_data(task: str, *, root: str, csv: str | None = None, columns: str = '', seconds: float | None = None,
               template: str | None = None, names: str | None = None, whole: bool) -> Task:
-  return open_task(task, root, csv or None, seconds=seconds, template=template, names=names or None, whole=whole)
+  return open_task(task, root, csv or None, columns=columns, seconds=seconds, template=template, names=names or None,
+                   whole=whole)
 
 
 def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:

@@ -40,22 +40,45 @@ class Contents:
   notes: list[str]
 
 
-def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None, *, folds: bool = False) -> Contents:
+def parse_columns(text: str, option: str = '--columns') -> dict[str, tuple[str, ...]]:
+  """'file_name:path,caption:text_1,caption:text_2' -> {ours: their names}; UserError, naming the option, for anything else."""
+  found: dict[str, tuple[str, ...]] = {}
+  for part in filter(None, text.split(',')):
+    ours, colon, theirs = part.partition(':')
+    if ours not in WITH_FOLDS or not colon or not theirs.strip():
+      raise UserError(f'{option}={text}: {part!r} is not OURS:THEIRS with OURS one of {", ".join(WITH_FOLDS)}')
+    found[ours] = (*found.get(ours, ()), theirs)
+  several = next((ours for ours in ('file_name', 'split', 'fold') if len(found.get(ours, ())) > 1), None)
+  if several:
+    raise UserError(f'{option}={text}: {several} is one column, and {len(found[several])} are named')
+  if 'split' in found and 'fold' in found:
+    raise UserError(f'{option}={text}: a row belongs to a split or to a fold: name one of the two columns')
+  return found
+
+
+def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None, *, folds: bool = False,
+                 option: str = '--columns') -> Contents:
   """A table of one's own -> its rows.
 
   Args:
     path: CSV, JSON lines or JSON (see `reader`).
     root: folder that file names are relative to.
-    columns: {ours: their names} where they are not called file_name, caption, label, split (and fold).
-    folds: a column `fold` is read.
+    columns: {ours: their names} where they are not called file_name, caption, label, split (and fold); one of the last two
+      makes the other, if the table has it, one that is not read.
+    folds: a column `fold` is read, and one of the two is needed.
+    option: what named `columns`, for messages.
 
   Raises:
     UserError: the table as a whole cannot be read, or lacks a column.
   """
-  known = (WITH_FOLDS if folds else COLUMNS) | {name: tuple(theirs) for name, theirs in (columns or {}).items()}
+  columns = columns or {}
+  known = (WITH_FOLDS if folds else COLUMNS) | {name: tuple(theirs) for name, theirs in columns.items()}
+  for part, other in (('split', 'fold'), ('fold', 'split')):
+    if part in columns:
+      known[other] = ()
   table = read_table(path, known['file_name'][0], [name for ours, theirs in known.items() if ours != 'file_name'
                                                    for name in theirs])
-  _check_columns(table, known, columns or {}, folds)
+  _check_columns(table, known, columns, folds, option)
   files = Files(root)
   entries = [_entry(row, known, files) for row in table.rows]
   return Contents(entries, [f'{table.path}: {table.account}'], notes_of(files))
@@ -70,18 +93,18 @@ def notes_of(files: Files) -> list[str]:
           f'{ascii(theirs)} for {ascii(ours)}: these files are used']
 
 
-def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool):
+def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool, option: str):
   has = set(table.columns)
-  expected = 'file_name, caption and/or label, ' + ('and split or fold' if folds else 'optional split')
+  expected = 'file_name, caption and/or label, ' + ('split or fold' if folds else 'optional split')
   some = ', '.join(table.columns)[:200] or 'none'
   for ours, theirs in given.items():
     missing = [name for name in theirs if plain(name) not in has]
     if missing:
-      raise UserError(f'--columns={ours}:{missing[0]}: {table.path} has no such column; its columns are {some}')
+      raise UserError(f'{option}={ours}:{missing[0]}: {table.path} has no such column; its columns are {some}')
   needed = [known['file_name'], (*known['caption'], *known['label']), *([(*known['split'], *known['fold'])] if folds else [])]
   if (has or not table.rows) and not all(has & {plain(name) for name in names} for names in needed):
     raise UserError(f'{table.path}: columns are {some}; expected {expected}'
-                    + ('' if folds else '; if yours have other names, say so: --columns=file_name:NAME,label:NAME'))
+                    f'; if yours have other names, say so: {option}=file_name:NAME,label:NAME' + ',fold:NAME' * folds)
   if not table.rows:
     raise UserError(f'{table.path}: no rows below the header: give it {expected}')
 

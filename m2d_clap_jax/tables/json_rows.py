@@ -2,6 +2,7 @@
 import json
 
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.tables.text import split_lines
 
 
 class _Damaged(ValueError):
@@ -53,7 +54,7 @@ def _object(where: str, value) -> tuple[str, object, str]:
 
 def _lines(text: str, path: str) -> tuple[list[tuple[str, object, str]], str]:
   found, blank, good, error = [], 0, 0, None
-  lines = text.replace('\r\n', '\n').replace('\r', '\n').removesuffix('\n').split('\n')
+  lines = split_lines(text)
   for number, line in enumerate(lines, 1):
     if not line.strip():
       blank += 1

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from m2d_clap_jax.audio.files import ENDINGS
+from m2d_clap_jax.audio.names import ENDINGS, printable
 from m2d_clap_jax.paths import as_path, files_under, is_remote, names_in
 
 _WINDING = re.compile(r'(?:^|/)\.{0,2}(?:/|$)')  # a part that is empty, '.' or '..'
@@ -93,15 +93,15 @@ class Files:
     return self._folders[folder]
 
 
-def printable(name: str) -> tuple[str, str]:
+def as_text(name: str) -> tuple[str, str]:
   """A file's name, which is bytes, as text -> (the name, and ''), or (one with its bytes spelled out, why it cannot be used)."""
-  text = os.fsencode(name).decode('utf-8', 'backslashreplace')
+  text = printable(name)
   return text, '' if text == name else 'its name is not valid UTF-8'
 
 
 def account_of(folder, everything: Sequence[str], used: Sequence[str], what: str) -> str:
   """Files of a folder that are used and that are not, in words; both add up to what is there."""
-  others = sorted(printable(name)[0] for name in set(everything) - set(used))
+  others = sorted(printable(name) for name in set(everything) - set(used))
   some = f', {len(others):,} others ({", ".join(others[:3])}{", ..." if len(others) > 3 else ""})' if others else ''
   return f'{folder}: {len(everything):,} files: {len(used):,} {what}{some}'
 

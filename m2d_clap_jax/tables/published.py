@@ -4,12 +4,12 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from m2d_clap_jax.audio.files import ENDINGS
+from m2d_clap_jax.audio.names import ENDINGS, printable
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under
 from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, content_of, notes_of
 from m2d_clap_jax.tables.layouts import Layout, Part, layout_of
-from m2d_clap_jax.tables.names import Files, account_of, printable, relative_to
+from m2d_clap_jax.tables.names import Files, account_of, as_text, relative_to
 from m2d_clap_jax.tables.reader import Row, plain, read_table
 from m2d_clap_jax.tables.text import read_text
 
@@ -129,10 +129,10 @@ def _find(entry: Entry, row: Row, layout: Layout, part: Part, files: Files, fore
       stem, ending = posixpath.splitext(inside)
       found = files.of_stem(stem if ending.lower() in ENDINGS else inside, part.folders, foreign)
     if len(found) == 1:
-      entry.file, entry.reason = printable(found[0])
+      entry.file, entry.reason = as_text(found[0])
       return
     if found:
-      some = ', '.join(printable(name)[0] for name in found[:3])
+      some = ', '.join(map(printable, found[:3]))
       entry.file, entry.reason = inside, f'several recordings have its name ({some})'
       return
   entry.file, entry.missing = looked[0] if looked else '', bool(looked)
@@ -159,7 +159,7 @@ def _classes(files: Files, layout: Layout, like: str, tenths: bool) -> Contents:
   parts = _listed(files, layout, like)
   entries = []
   for name in [*clips, *sorted(set(parts) - set(clips))]:
-    file, reason = printable(name)
+    file, reason = as_text(name)
     entry = Entry(file, file, labels=[posixpath.basename(posixpath.dirname(file))], reason=reason,
                   split=parts.get(name, 'train') if layout.lists else None)
     if name in parts and name not in clips:

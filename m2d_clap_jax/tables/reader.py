@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from m2d_clap_jax.audio.files import ENDINGS
+from m2d_clap_jax.audio.names import ENDINGS
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.tables import json_rows
 from m2d_clap_jax.tables.text import read_text, split_lines

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from m2d_clap_jax import paths
-from m2d_clap_jax.audio.clips import AudioClip
 from m2d_clap_jax.audio.decode import AudioError, load
+from m2d_clap_jax.audio.files import in_groups
+from m2d_clap_jax.audio.inputs import AudioClip
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.metadata import Clip, Task
 
 GROUP = 256  # clips in memory at a time
-GROUP_BYTES = 64e6  # of whole clips' files, because some models keep a group's frame features in memory
 THREADS = 4  # decode the next group while the device computes the current one
 REJECTED = 'rejected.csv'
 
@@ -88,8 +88,7 @@ def refuse_damaged(task: Task, rejected: dict[str, str], folder, damaged: str):
 
 def missing_files(task: Task) -> dict[str, str]:
   """{file: reason} of missing clips, to report them before the others are decoded."""
-  existing = paths.stamps(task.root, [clip.file for clip in task.clips])
-  return {clip.file: 'no such file' for clip in task.clips if clip.file not in existing}
+  return {clip.file: 'no such file' for clip in task.clips if clip.file not in task.stamps}
 
 
 def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
@@ -162,17 +161,8 @@ def _cut(task: Task, rate: int, seed: int) -> Iterator[dict[str, TaskClip]]:
 
 def _whole(task: Task) -> Iterator[dict[str, TaskClip]]:
   """Yields {file: whole clip}; only one clip is decoded at a time, in blocks."""
-  sizes = paths.stamps(task.root, [clip.file for clip in task.clips])
-  group, total = {}, 0
-  for clip in task.clips:
-    size = sizes.get(clip.file, (0, ''))[0]
-    if group and (len(group) == GROUP or total + size > GROUP_BYTES):
-      yield group
-      group, total = {}, 0
-    group[clip.file] = TaskClip(task.path(clip))
-    total += size
-  if group:
-    yield group
+  for group in in_groups(task.clips, lambda clip: task.stamps.get(clip.file, (0, ''))[0]):
+    yield {clip.file: TaskClip(task.path(clip)) for clip in group}
 
 
 def _check_finite(row: list, files: list[str]):
@@ -185,10 +175,9 @@ def _check_finite(row: list, files: list[str]):
 
 def _key(model, task: Task, seed: int) -> str:
   digest = hashlib.sha256(json.dumps([model.fingerprint, model.sample_rate, task.seconds, seed]).encode())
-  about = paths.stamps(task.root, [clip.file for clip in task.clips])
   for clip in task.clips:
     part = clip.split if clip.split in ('train', 'valid') else ''
-    digest.update(json.dumps([clip.file, part, about.get(clip.file)]).encode())
+    digest.update(json.dumps([clip.file, part, task.stamps.get(clip.file)]).encode())
   return digest.hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ them. A comma separates the labels of a clip. For retrieval it has `caption`, on
 place.
 """
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -12,8 +13,8 @@ import sys
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.paths import as_path, is_remote
-from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, read_entries
+from m2d_clap_jax.paths import as_path, is_remote, stamps
+from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, parse_columns, read_entries
 from m2d_clap_jax.tables.published import Absent, read_published
 from m2d_clap_jax.tables.reader import read_table
 from m2d_clap_jax.tasks.table import PUBLISHED, TASKS, Settings
@@ -47,6 +48,11 @@ class Task:
   folds: tuple[int, ...] = ()
   names: tuple[str, ...] = ()
 
+  @functools.cached_property
+  def stamps(self) -> dict[str, tuple[int, str]]:
+    """`paths.stamps` of the clips' files, taken when first asked for."""
+    return stamps(self.root, [clip.file for clip in self.clips])
+
   @property
   def multi_label(self) -> bool:
     return self.metric == 'mAP'
@@ -74,7 +80,7 @@ class Task:
     return dataclasses.replace(self, clips=tuple(clip for clip in self.clips if clip.file in files))
 
 
-def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: float | None = None,
+def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str = '', seconds: float | None = None,
               template: str | None = None, names: str | None = None, whole: bool = False) -> Task:
   """Reads a task's metadata; the audio itself is not opened.
 
@@ -83,6 +89,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
     root: folder that file names are relative to.
     csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder, and
       then whether ROOT is the data set as its makers publish it.
+    columns: names of the metadata's columns as in 'file_name:filename,label:category', where they are not ours.
     seconds: length of a clip; needed for tasks that the table does not have, unless whole.
     template: how a label becomes a zero-shot caption.
     names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
@@ -100,7 +107,9 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, seconds: flo
   settings = settings or Settings(seconds, None)
   root = os.fspath(as_path(root))
   path = csv_file or _find(name, root)
-  clips = read_metadata(path, root) if path else _read_published(name, root)
+  if columns and not path:
+    raise UserError(f'config.data.columns={columns}: of which table? Give it as config.data.csv=FILE')
+  clips = read_metadata(path, root, columns) if path else _read_published(name, root)
   path = path or root
   _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
@@ -190,9 +199,10 @@ def read_names(path: str) -> dict[str, str]:
   return names
 
 
-def read_metadata(path: str, root: str = '.') -> list[Clip]:
+def read_metadata(path: str, root: str = '.', columns: str = '') -> list[Clip]:
   """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong."""
-  return clips_of(read_entries(path, root, folds=True), path)
+  option = 'config.data.columns'
+  return clips_of(read_entries(path, root, parse_columns(columns, option), folds=True, option=option), path)
 
 
 def clips_of(contents: Contents, path: str) -> list[Clip]:

@@ -87,7 +87,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     guards.watchdog.beat('making or restoring the state')
     update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number)),
                       model=network.clone(platform=sharding.platform(devices)), tower=tower, tx=tx, dropout=dropout, **loss)
-    about = found.about() | {
+    about = found.about(before) | {
         'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=devices, total=total,

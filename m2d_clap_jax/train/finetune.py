@@ -16,7 +16,7 @@ from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
 from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.train import faults
+from m2d_clap_jax.train import faults, same_data
 from m2d_clap_jax.train.augment import patchout_counts
 from m2d_clap_jax.train.best import BestClassifier
 from m2d_clap_jax.train.checkpoint import Checkpoints
@@ -34,6 +34,7 @@ from m2d_clap_jax.train.scoring import Scorer
 from m2d_clap_jax.train.start import merge
 from m2d_clap_jax.train.task_data import (
   Data,
+  check_data,
   count_parameters,
   make_augmentation,
   make_classifier,
@@ -80,7 +81,11 @@ def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: 
         workdir, task, weights, beat=guards.watchdog.beat)
     opened = found.task
     augment = make_augmentation(augmentation)
+    before = same_data.read_record(workdir, (f'run*/{RESULT}', 'run*/checkpoints/[0-9]*'))
+    if before and not model.get('norm_stats'):
+      model = model | {'norm_stats': before['norm_stats']}
     inputs, classifier, table = make_classifier(model, found, rate, weights, augment, last_patch)
+    check_data(before, found)
     devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(classifier))
     sharding.check_batch(batch_size, devices)
     tuning = FineTuning(data=found, inputs=inputs, classifier=classifier, table=table, mesh=devices, weights=weights,
@@ -92,6 +97,8 @@ def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: 
     if dry_run:
       print(f'dry run: {count_parameters(classifier) / 1e6:.1f} M parameters; data and model fit; nothing was trained')
       return
+    if not before:
+      same_data.write_record(workdir, {'norm_stats': inputs.norm_stats, 'classes': opened.classes, 'parts': found.parts})
     rows = []
     for number in range(runs):
       for fold in opened.folds or (None,):

@@ -11,18 +11,24 @@ from m2d_clap_jax.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
   """folder: the first one, whose settings are those of all; meta: its prepare.json, with the mean and deviation of all;
-  split: the clips; sizes, labels, weights: of the folders where there are several, else None."""
+  split: the clips; names: of the folders, as given; fingerprints: of their records; sizes, labels, weights: of the folders
+  where there are several, else None."""
   folder: Folder
   meta: dict
   split: Split | Mixture
+  names: list[str]
+  fingerprints: list[str]
   sizes: list[int] | None = None
   labels: list[str] | None = None
   weights: Sequence[float] | None = None
 
-  def about(self) -> dict:
-    """What a checkpoint records of the data that it was trained on, as JSON data."""
+  def about(self, before: dict) -> dict:
+    """What a checkpoint records of the data, as JSON data; of a continued run, of those that it began with.
+
+    before: the JSON data of the checkpoint that it continues from, {} for a new run.
+    """
     return {'logmel': self.meta['logmel'], 'text_encoder': self.meta['text_encoder'],
-            'data': {'clips': self.split.num_clips, 'fingerprint': self.split.fingerprint}}
+            'data': before.get('data') or {'clips': self.split.num_clips, 'fingerprints': self.fingerprints}}
 
   def log_counts(self, order: Order, step: int, state, log):
     """How many clips of each folder the run has seen, as an action of `train.loop`."""
@@ -55,8 +61,9 @@ def open_data(captions: bool, *, folder: str, split: str = 'train', sample_rate:
                     'config.data.folder')
   check_settings([opened.meta for opened in folders], names, captions)
   splits = [opened.split(split, damaged) for opened in folders]
+  fingerprints = [part.fingerprint for part in splits]
   if len(splits) == 1:
-    return PreparedData(folders[0], folders[0].meta, splits[0])
+    return PreparedData(folders[0], folders[0].meta, splits[0], names, fingerprints)
   mixture = Mixture(splits, names)
-  return PreparedData(folders[0], folders[0].meta | {'mean': mixture.mean, 'std': mixture.std}, mixture, mixture.sizes,
-                      mixture.labels, weights)
+  return PreparedData(folders[0], folders[0].meta | {'mean': mixture.mean, 'std': mixture.std}, mixture, names, fingerprints,
+                      mixture.sizes, mixture.labels, weights)

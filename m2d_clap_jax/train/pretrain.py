@@ -24,6 +24,7 @@ from m2d_clap_jax.train.fitting import Plan, fit, plans
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine, warmup_notice
 from m2d_clap_jax.train.prepared_data import PreparedData, open_data
+from m2d_clap_jax.train.same_data import check_parts, refuse_other
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
 from m2d_clap_jax.weights import Weights, expected_shapes, read
@@ -89,7 +90,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
           actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
-          metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about()},
+          metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about(before)},
           description=needs + describe(network, split, state, mesh, total, int(state.step)), at_start=True)
 
 
@@ -134,22 +135,19 @@ def check_data(before: dict, found: PreparedData):
   UserError for another number of clips, other log-mels or another text encoder; a notice for other records, with which
   the run keeps the statistics that it standardises with.
   """
-  def same(what: str, now, was):
-    if now != was:
-      raise UserError(f'{found.folder.path}: has {what} {now} where the run in this --workdir began with {was}: give it those '
-                      'data again, or use another --workdir')
   if not before:
     return
-  now, encoder, its = found.about(), found.meta['text_encoder'], before['text_encoder']
-  same('log-mels', now['logmel'], before['logmel'])
-  same('captions of', encoder and (encoder['name'], encoder['hash']), its and (its['name'], its['hash']))
-  data = before.get('data')  # checkpoints of earlier versions have none
-  if data:
-    same('a number of clips of', now['data']['clips'], data['clips'])
-  if data and now['data']['fingerprint'] != data['fingerprint'] and jax.process_index() == 0:
-    mean, std = before['norm_stats']
-    print(f'notice: {found.folder.path}: its records are not those that the run began with; it keeps its own mean {mean:.4f} and '
-          f'deviation {std:.4f}, where the data have {found.meta["mean"]:.4f} and {found.meta["std"]:.4f}', file=sys.stderr)
+  now, place, encoder, its = found.about({}), ','.join(found.names), found.meta['text_encoder'], before['text_encoder']
+  refuse_other(place, 'log-mels', now['logmel'], before['logmel'])
+  refuse_other(place, 'text encoder of the captions', encoder and (encoder['name'], encoder['hash']),
+               its and (its['name'], its['hash']))
+  data, (mean, std) = before.get('data'), before['norm_stats']
+  if data:  # checkpoints of earlier versions have none
+    refuse_other(place, 'number of clips', now['data']['clips'], data['clips'])
+  if data and 'fingerprints' in data:
+    check_parts('folders', place, found.names, {'fingerprint': now['data']['fingerprints']}, {'fingerprint': data['fingerprints']},
+                f'its own mean {mean:.4f} and deviation {std:.4f}, where the data have {found.meta["mean"]:.4f} and '
+                f'{found.meta["std"]:.4f}')
 
 
 def check_source(weights: Weights, data: PreparedData):

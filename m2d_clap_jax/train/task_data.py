@@ -15,7 +15,7 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
 from m2d_clap_jax.models.m2d_clap import HOW
 from m2d_clap_jax.options import bind
-from m2d_clap_jax.paths import is_remote, stamps
+from m2d_clap_jax.paths import is_remote
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.clips import missing_files, refuse_damaged
 from m2d_clap_jax.tasks.decoded import SCALE, Waves
@@ -23,6 +23,7 @@ from m2d_clap_jax.tasks.metadata import Task, check_classes, open_task
 from m2d_clap_jax.train.finetune_step import Augmentation, Inputs
 from m2d_clap_jax.train.optim import FINE_TUNING
 from m2d_clap_jax.train.pretrain import check_model
+from m2d_clap_jax.train.same_data import check_parts, refuse_other
 from m2d_clap_jax.weights import Weights
 
 LONGEST = 300.0  # seconds kept of a recording: more than in any of the paper's tasks, and too little to fill the disk
@@ -30,11 +31,13 @@ MEASURED = 1000  # clips from which the statistics of the log-mels are computed
 
 
 class Data(NamedTuple):
-  """task: of the clips that can be read; waves: of all; places: {file: number in waves}; rejected: {file: reason}."""
+  """task: of the clips that can be read; waves: of all; places: {file: number in waves}; rejected: {file: reason}; parts:
+  what a run records of each clip (see `same_data`)."""
   task: Task
   waves: Waves
   places: dict[str, int]
   rejected: dict[str, str]
+  parts: dict[str, list]
 
   def numbers(self, clips) -> np.ndarray:
     """Numbers of clips in `waves`, int [n]."""
@@ -51,7 +54,7 @@ def note(text: str):
 
 
 def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[str], None], root: str,
-              csv: str | None = None, seconds: float | None = None, damaged: str = 'fail', cache: str = '',
+              csv: str | None = None, columns: str = '', seconds: float | None = None, damaged: str = 'fail', cache: str = '',
               sample_rate: int = 16000):
   """Opens the task and decodes its recordings -> (Data, rate in Hz).
 
@@ -59,7 +62,7 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
   task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST. `beat` is called with a
   description for each decoded recording.
   """
-  opened = open_task(task, root, csv or None, seconds=seconds)
+  opened = open_task(task, root, csv or None, columns=columns, seconds=seconds)
   check_classes(opened)
   refuse_damaged(opened, missing_files(opened), workdir, damaged)
   rate = weights.sample_rate if weights else sample_rate
@@ -89,7 +92,7 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
   notice = check_classes(used)  # again, because the remaining clips may lack a class
   if notice:
     note(notice)
-  return Data(used, waves, places, rejected), rate
+  return Data(used, waves, places, rejected, _parts(used, opened.stamps)), rate
 
 
 def _cache(workdir) -> str:
@@ -99,12 +102,30 @@ def _cache(workdir) -> str:
 
 def _identities(task: Task) -> list[str]:
   """Path, size and time of each file, so that the cache notices a different file with the same name."""
-  about = stamps(task.root, [clip.file for clip in task.clips])
-
   def whole(clip):
     path = task.path(clip)
     return path if is_remote(path) else os.path.abspath(path)
-  return [' '.join(map(str, (whole(clip), *about.get(clip.file, ())))) for clip in task.clips]
+  return [' '.join(map(str, (whole(clip), *task.stamps.get(clip.file, ())))) for clip in task.clips]
+
+
+def _parts(task: Task, stamps: dict[str, tuple[int, str]]) -> dict[str, list]:
+  sizes, times = zip(*(stamps[clip.file] for clip in task.clips))
+  return {'file': [clip.file for clip in task.clips], 'labels': [','.join(clip.labels) for clip in task.clips],
+          'part': [clip.split or f'fold {clip.fold}' for clip in task.clips], 'bytes': list(sizes), 'modified': list(times)}
+
+
+def check_data(before: dict, found: Data):
+  """Whether the workdir's trainings continue with the data that they began with; `before` is their record, {} for new ones.
+
+  UserError for another number of clips or other classes; a notice for other labels, parts or files.
+  """
+  if not before:
+    return
+  root, classes, own = found.task.root, set(found.task.classes), set(before['classes'])
+  refuse_other(root, 'classes that differ', sorted(classes - own), sorted(own - classes))
+  mean, deviation = before['norm_stats']
+  check_parts('clips', root, found.parts['file'], found.parts, before['parts'],
+                        f'its own mean {mean:.4f} and deviation {deviation:.4f}, and what is finished')
 
 
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,

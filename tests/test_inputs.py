@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from m2d_clap_jax.audio.clips import as_clips
+from m2d_clap_jax.audio.inputs import as_clips
 from m2d_clap_jax.errors import UserError
 
 X = (0.1 * np.random.default_rng(0).normal(size=16000)).astype(np.float32)
