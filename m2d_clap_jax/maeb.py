@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault('USE_TF', '0')  # transformers, which mteb imports, fails on TensorFlow with Keras 3
 
 import numpy as np
+from datasets import Audio
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
@@ -56,19 +57,15 @@ class Encoder(AbsEncoder):
     """
     del hf_split, hf_subset, prompt_type, kwargs
     with_text = 'text' in task_metadata.modalities
-    columns = inputs.dataset.column_names
+    encode_audio = self.pipeline.encode_audio if with_text else self.pipeline.embed
     parts = []
-    if 'audio' in columns:
-      parts.append(self._audio(inputs.dataset, clap=with_text))
-    if 'text' in columns:
-      parts.append(np.concatenate([self.pipeline.encode_text(texts) for texts in _groups(inputs.dataset, 'text')]))
+    if 'audio' in inputs.dataset.column_names:
+      files = inputs.dataset.select_columns('audio').cast_column('audio', Audio(decode=False))  # decoded by this package
+      parts.append(np.concatenate([encode_audio(list(map(_clip, items))) for items in _groups(files, 'audio')]))
+    if 'text' in inputs.dataset.column_names:
+      lines = inputs.dataset.select_columns('text')
+      parts.append(np.concatenate([self.pipeline.encode_text(texts) for texts in _groups(lines, 'text')]))
     return parts[0] if len(parts) == 1 else sum(np.asarray(normalize(part)) for part in parts)
-
-  def _audio(self, dataset, *, clap: bool) -> np.ndarray:
-    from datasets import Audio
-    dataset = dataset.cast_column('audio', Audio(decode=False))  # files are read as everywhere in this package
-    encode = self.pipeline.encode_audio if clap else self.pipeline.embed
-    return np.concatenate([encode([_clip(item) for item in items]) for items in _groups(dataset, 'audio')])
 
 
 class _Clip(AudioClip):

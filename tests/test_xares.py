@@ -36,12 +36,13 @@ def test_frames_are_those_of_the_pipeline_one_for_each_hop_in_tensors(folder, en
   np.testing.assert_allclose(encoder(audio[0]), found[:1], atol=1e-5)
 
 
-def test_its_own_check_passes_for_a_file_as_documented(folder, tmp_path):
+def test_its_own_check_passes_for_a_file_as_documented(folder, tmp_path, monkeypatch):
   check = pytest.importorskip('xares.audio_encoder_checker', reason="needs xares: pip install -e '.[xares]'")
   from xares.utils import attr_from_py_path
+  monkeypatch.syspath_prepend(tmp_path)
   (tmp_path / 'clips_encoder.py').write_text(
       f'from m2d_clap_jax import xares\n\nclass ClipsEncoder(xares.Model):\n  path = {folder!r}\n')
-  encoder = attr_from_py_path(str(tmp_path / 'clips_encoder.py'), endswith='Encoder')()
+  encoder = attr_from_py_path('clips_encoder.py', endswith='Encoder')()
   assert check.check_audio_encoder(encoder) is True
 
 

@@ -24,13 +24,14 @@ class NoSamples(AudioError):
   """A recording without samples."""
 
 
-def load(path, sample_rate, max_seconds=None):
+def load(path, sample_rate, max_seconds=None, data=None):
   """Read a recording as mono float32.
 
   Args:
     path: local file, or anything that `paths.as_path` accepts.
     sample_rate: target rate in Hz; other rates are resampled (soxr, high quality).
     max_seconds: keep at most this many seconds from the start; the rest is not decoded.
+    data: as in `stream`.
 
   Returns:
     wave [S] (integer files scaled to [-1, 1], channels averaged) and whether the recording was longer than max_seconds.
@@ -40,7 +41,7 @@ def load(path, sample_rate, max_seconds=None):
   """
   wanted = math.inf if max_seconds is None else round(max_seconds * sample_rate)
   blocks, count = [], 0
-  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN):
+  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN, data):
     blocks.append(block)
     count += len(block)
   wave = np.ascontiguousarray(np.concatenate(blocks))

@@ -89,7 +89,6 @@ class LogMel:
 
   def jax(self, waves):
     """waves [..., S] -> [..., F, T] float32; can be jitted, differentiated and sharded over the leading axes."""
-    import jax
     import jax.numpy as jnp
     waves = jnp.asarray(waves, jnp.float32)
     total = self.num_frames(waves.shape[-1])
