@@ -34,18 +34,19 @@ def embeddings(variables, waves, samples, *, network: M2DCLAP, logmel: LogMel) -
   frames, patch, columns = network.input_size[1], network.patch_size[1], network.grid[1]
   spectrum = logmel.ragged(waves, samples)  # B F T
   count = (spectrum.shape[2] + frames - 1) // frames
+  width = jax.core.min_dim(columns, (spectrum.shape[2] + patch - 1) // patch)  # short clips need not be filled up
   spectrum = jnp.pad(spectrum, ((0, 0), (0, 0), (0, frames)))
   lengths = samples // logmel.hop + 1
 
   def window(total, i):
-    piece = jax.lax.dynamic_slice_in_dim(spectrum, i * frames, columns * patch, axis=2)
+    piece = jax.lax.dynamic_slice_in_dim(spectrum, i * frames, width * patch, axis=2)
     left = lengths - i * frames  # B
     # The mean pads the last patch, as in `Chunker`.
-    piece = jnp.where(jnp.arange(columns * patch) < left[:, None, None], piece, network.norm_stats[0])
+    piece = jnp.where(jnp.arange(width * patch) < left[:, None, None], piece, network.norm_stats[0])
     real = jnp.clip((left + patch - 1) // patch, 0, columns)
     if network.text_width is not None and network.audio_projector == 'semantic':
       features = inference.columns(variables, piece, real, network=network)
-      exists = jnp.arange(columns) < real[:, None]
+      exists = jnp.arange(width) < real[:, None]
       return total + jnp.sum(jnp.where(exists[..., None], features, 0), axis=1), (features, exists, real)
     return total + inference.pooled(variables, piece, real, network=network), (None, None, real)
   start = jnp.zeros((waves.shape[0], network.grid[0] * network.width))
@@ -75,8 +76,8 @@ def exported(weights: Weights) -> tuple[export.Exported, dict[str, np.ndarray]]:
   """
   network, logmel = weights.network(), LogMel.for_rate(weights.sample_rate)
   variables = {'params': {name: tree for name, tree in weights.nested('params').items() if name != 'predictor'}}
-  if 'pos_embed' in weights.trees.get('tables', {}):
-    variables['tables'] = {'pos_embed': np.asarray(weights.trees['tables']['pos_embed'])}
+  # The table of positions is cropped to any number of columns.
+  variables['tables'] = {'pos_embed': np.asarray(weights.with_tables().trees['tables']['pos_embed'])}
   if 'head' in weights.trees:
     variables |= {tree: weights.nested(tree) for tree in ('head', 'head_stats')}
   leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
