@@ -2,6 +2,7 @@
 
   python -m benchmarks.encode --size base --batch 1 32 --torch
   python -m benchmarks.encode --size base --batch 1 32 256 --dtype bfloat16 --torch     # an accelerator
+  python -m benchmarks.encode --size base --batch 1 8 --stablehlo                       # beside the exported program
 
 A call converts waves in memory to embeddings in memory: log-mels, encoder, average, CLAP projection. PyTorch has less
 to do: a ViT of the same size, in evaluation mode, on a clip's number of tokens, without computing log-mels.
@@ -16,6 +17,7 @@ import numpy as np
 
 from benchmarks.report import Row, finish, in_turns
 from benchmarks.train_step import PRESETS, block_flops, matrix_products
+from m2d_clap_jax import stablehlo
 from m2d_clap_jax.api import Pipeline
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.weights import Weights, expected_shapes
@@ -55,6 +57,18 @@ def encode(pipeline: Pipeline, waves: np.ndarray):
   assert np.isfinite(pipeline.encode_audio(waves)).all()
 
 
+class Exported:
+  """The StableHLO program of `m2d-clap convert`, called with waves in memory."""
+
+  def __init__(self, pipeline: Pipeline, waves: np.ndarray):
+    program, parameters = stablehlo.exported(pipeline.weights)
+    self._call, self._parameters = jax.jit(program.call), jax.device_put(list(parameters.values()))
+    self._waves, self._samples = waves, np.full(len(waves), waves.shape[1], np.int32)
+
+  def __call__(self):
+    assert np.isfinite(jax.device_get(self._call(self._parameters, self._waves, self._samples))['clap']).all()
+
+
 def logmels(pipeline: Pipeline, waves: np.ndarray):
   for wave in waves:
     pipeline.logmel.numpy(wave)
@@ -71,6 +85,8 @@ def main(argv=None):
   for batch in args.batch:
     functions[f'encode {batch}'] = functools.partial(encode, pipeline, waves[:batch])
     functions[f'log-mel {batch}'] = functools.partial(logmels, pipeline, waves[:batch])
+    if args.stablehlo:
+      functions[f'stablehlo {batch}'] = Exported(pipeline, waves[:batch])
     if args.torch:
       from benchmarks.torch_step import TorchEncoder
       functions[f'torch {batch}'] = TorchEncoder(model, batch, tokens)
@@ -93,6 +109,9 @@ def make_rows(args, gflop: float, timings, rates) -> list[Row]:
     if args.torch:
       rows.append(Row(name, batch / seconds.best, '1/s', batch / timings[f'torch {batch}'].best,
                       'ViT alone in PyTorch, in the same run'))
+    if args.stablehlo:
+      rows.append(Row(name, batch / seconds.best, '1/s', batch / timings[f'stablehlo {batch}'].best,
+                      'the exported StableHLO program, in the same run'))
     rows.append(Row(f'log-mel alone, share of the time at batch {batch}',
                     100 * timings[f'log-mel {batch}'].best / seconds.best, '%'))
     rows.append(Row(f'peak growth of memory at batch {batch}', seconds.grew_mb, 'MB'))
@@ -110,6 +129,7 @@ def parse(argv):
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', action='store_true', help='also time a PyTorch ViT of the same size, in turns')
+  parser.add_argument('--stablehlo', action='store_true', help='also time the exported program, float32, in turns')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   if min(args.batch) < 1:

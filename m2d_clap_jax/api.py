@@ -14,7 +14,6 @@ from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.inputs import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import inference
-from m2d_clap_jax.models.classifier import EPSILON
 from m2d_clap_jax.weights import Weights, family, read
 
 TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot classification
@@ -167,11 +166,7 @@ class Pipeline:
 
   def _head(self, x: np.ndarray) -> np.ndarray:
     """Features [n, 5 * D] -> [n, C]."""
-    head, stats = self.weights.trees['head'], self.weights.trees['head_stats']
-    if len(stats['mean']) == self.network.width:  # trained with structured patchout: on the mean patch
-      x = x.reshape(len(x), -1, self.network.width).mean(axis=1)
-    x = (x - stats['mean']) / np.sqrt(stats['var'] + EPSILON)
-    return (x @ head['kernel'] + head['bias']).astype(np.float32)
+    return inference.head(x, self.weights.trees['head'], self.weights.trees['head_stats'], network=self.network)
 
   @functools.cached_property
   def text_encoder(self):

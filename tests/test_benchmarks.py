@@ -133,6 +133,11 @@ def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys,
   assert len(rows) == 2 and rows[0]['value'] == rows[1]['value'] and rows[0]['ceiling_is'].endswith('product of 64')
 
 
+def test_encode_prints_its_ratio_to_the_exported_program(capsys):
+  encode.main('--size small_2s --batch 2 --rounds 1 --matmul 64 --stablehlo'.split())
+  assert 'the exported StableHLO program, in the same run' in capsys.readouterr().out
+
+
 def test_the_benchmark_encodes_the_tokens_that_a_clip_has():
   model = encode.M2DCLAP(width=32, depth=1, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=2)
   pipeline = encode.random_pipeline(model, 1)

@@ -1,6 +1,7 @@
 """`m2d-clap demo`: a real browser on a real page, and what the page answers."""
 import asyncio
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
-from m2d_clap_jax.demo import page
+from m2d_clap_jax.demo import limits, page, service
 from m2d_clap_jax.errors import UserError
 from tests.command_helpers import run, save_model, save_recordings
 from tests.test_pretrain import ROOT
@@ -197,6 +198,60 @@ def test_the_page_and_its_sounds_answer_under_the_names_of_this_machine_alone(he
     assert answer(address, '/', host) == answer(address, sound, host) == 200
   for host in (f'example.org:{port}', f'localhost.example.org:{port}', f'127.0.0.1.example.org:{port}', '', '['):
     assert answer(address, '/', host) == answer(address, sound, host) == 421
+
+
+def post(address: str, path: str, body, **headers):
+  """-> (status, JSON) of a request of a program; an iterator as body is sent in chunks, without its length."""
+  connection = http.client.HTTPConnection(address.split('/')[2], timeout=120)
+  connection.request('POST', path, body, headers)
+  response = connection.getresponse()
+  return response.status, json.loads(response.read())
+
+
+def test_programs_post_a_recording_and_receive_json(here, served):
+  address, _ = served
+  with open(here.usable[1], 'rb') as file:
+    recording = file.read()
+  status, found = post(address, '/api/classify?label=dog&label=church_bells', recording)
+  expected = here.model.classify(here.usable[1], labels=['dog', 'church_bells'])[0]
+  assert status == 200 and (found['model'], found['seconds']) == (here.model.fingerprint, pytest.approx(0.7, abs=0.01))
+  assert {row['text']: row['cosine'] for row in found['scores']} == pytest.approx(dict(zip(['dog', 'church_bells'], expected)),
+                                                                                  abs=1e-5)
+  assert found['scores'][0]['cosine'] >= found['scores'][1]['cosine']
+  _, found = post(address, '/api/classify?caption=a%20dog%20barks', recording)
+  caption = here.model.classify(here.usable[1], labels=['a dog barks'], template='{}')[0, 0]
+  assert found['scores'] == [{'text': 'a dog barks', 'cosine': pytest.approx(caption, abs=1e-5)}]
+  _, found = post(address, '/api/embed', recording)
+  for kind, value in zip(('embedding', 'clap'), here.model.features(here.usable[1])):
+    np.testing.assert_allclose(found[kind], value[0], atol=1e-5 * np.abs(value).max())
+  with open(here.hour, 'rb') as file:
+    hour = file.read()
+  for path, body, message in (('/api/classify', recording, 'give label='), ('/api/embed', b'no sound', 'not readable as audio'),
+                              ('/api/embed', b'', 'empty'), ('/api/embed', hour, 'longer than 10 minutes'),
+                              ('/api/classify?label=' + 301 * 'x', recording, '301 letters; this page takes 300')):
+    status, found = post(address, path, body)
+    assert status == 400 and message in found['error'], path
+  assert post(address, '/api/embed', recording, Origin='http://example.org')[0] == 403
+  assert answer(address, '/api/embed', 'localhost') == 405
+  connection = http.client.HTTPConnection(address.split('/')[2], timeout=120)
+  connection.putrequest('POST', '/api/embed')
+  connection.putheader('Content-Length', str((100 << 20) + 1))
+  connection.endheaders()
+  assert connection.getresponse().status == 413, 'before anything is sent'
+
+
+def test_a_recording_of_unknown_length_is_refused_once_it_is_too_large(here, monkeypatch):
+  class Request:
+    headers = {}
+
+    async def stream(self):
+      for _ in range(3):
+        yield bytes(60)
+  monkeypatch.setattr(limits, 'MOST_UPLOAD', 100)
+  with pytest.raises(service.Refused, match='413'):
+    asyncio.run(service.received(Request()))
+  monkeypatch.setattr(limits, 'MOST_UPLOAD', 180)
+  assert asyncio.run(service.received(Request())) == bytes(180)
 
 
 @pytest.mark.parametrize('host,known,foreign', [

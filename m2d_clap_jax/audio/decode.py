@@ -20,13 +20,18 @@ class AudioError(UserError):
   """A recording that cannot be used: the message names the file and the reason in one line."""
 
 
-def load(path, sample_rate, max_seconds=None):
+class NoSamples(AudioError):
+  """A recording without samples."""
+
+
+def load(path, sample_rate, max_seconds=None, data=None):
   """Read a recording as mono float32.
 
   Args:
     path: local file, or anything that `paths.as_path` accepts.
     sample_rate: target rate in Hz; other rates are resampled (soxr, high quality).
     max_seconds: keep at most this many seconds from the start; the rest is not decoded.
+    data: as in `stream`.
 
   Returns:
     wave [S] (integer files scaled to [-1, 1], channels averaged) and whether the recording was longer than max_seconds.
@@ -36,33 +41,37 @@ def load(path, sample_rate, max_seconds=None):
   """
   wanted = math.inf if max_seconds is None else round(max_seconds * sample_rate)
   blocks, count = [], 0
-  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN):
+  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN, data):
     blocks.append(block)
     count += len(block)
   wave = np.ascontiguousarray(np.concatenate(blocks))
   return (wave, False) if count <= wanted else (wave[:wanted], True)
 
 
-def stream(path, sample_rate, max_seconds=None):
+def stream(path, sample_rate, max_seconds=None, data=None):
   """Like `load`, in blocks [S] of a bounded size as the file is decoded, so that it may be hours long.
+
+  data: the bytes of the file where they are in memory; `path` is then its name in messages.
 
   A recording that is damaged at its end raises after the blocks before it have been yielded.
   """
   path = as_path(path)
+  local = data is None and not is_remote(path)
   try:
-    if not is_remote(path) and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # opening a pipe may block
+    if local and path.exists() and not (os.path.isfile(path) or path.is_dir()):  # opening a pipe may block
       raise AudioError(f'{path}: is not a regular file; correct the path or drop its row')
     # A remote file is read whole: libsndfile would mistake a later read failure for the end of the file.
-    with io.BytesIO(read_bytes(path)) if is_remote(path) else path.open('rb') as file:
+    with path.open('rb') if local else io.BytesIO(read_bytes(path) if data is None else data) as file:
       size = file.seek(0, io.SEEK_END)
       if not size:
-        raise AudioError(f'{path}: the file is empty (0 bytes); replace it or drop its row')
+        raise NoSamples(f'{path}: the file is empty (0 bytes); replace it or drop its row')
       file.seek(0)
       yield from _decode(file, sample_rate, max_seconds)
   except AudioError:
     raise
   except integrity.Damaged as error:
-    raise AudioError(f'{path}: {error}; replace it or drop its row') from None
+    kind = NoSamples if isinstance(error, integrity.Empty) else AudioError
+    raise kind(f'{path}: {error}; replace it or drop its row') from None
   except FileNotFoundError:
     raise AudioError(f'{path}: no such file; correct the path or drop its row') from None
   except IsADirectoryError:
@@ -129,7 +138,7 @@ def _decode(file, sample_rate, max_seconds):
     if max_seconds is not None and seconds >= max_seconds:
       break
   if not given:
-    raise integrity.Damaged('is shorter than one sample at the target rate')
+    raise integrity.Empty('is shorter than one sample at the target rate')
 
 
 def _one_line(text):

@@ -15,14 +15,14 @@ MOST_CHANNELS = 32
 class AudioClip(NamedTuple):
   """name: for messages; blocks(sample_rate): iterator of consecutive mono float32 waves [S]."""
   name: str
-  wave: np.ndarray | None  # None: a file
-  rate: int  # of the wave
+  wave: np.ndarray | bytes | None  # bytes: those of a file; None: the file is `name`
+  rate: int  # of an array
 
   def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
-    if self.wave is None:
-      yield from decode.stream(self.name, sample_rate)
-    else:
+    if isinstance(self.wave, np.ndarray):
       yield decode.resample(self.wave, self.rate, sample_rate)
+    else:
+      yield from decode.stream(self.name, sample_rate, data=self.wave)
 
 
 def as_clips(waves, sample_rate: int) -> list[AudioClip]:

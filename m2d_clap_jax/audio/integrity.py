@@ -32,6 +32,10 @@ class Damaged(Exception):
   """A recording is damaged; the message is a predicate to follow the file's name."""
 
 
+class Empty(Damaged):
+  """A recording has no samples."""
+
+
 def check_rate(rate: int):
   """Raises Damaged for an implausible sample rate."""
   if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -69,7 +73,7 @@ def check_count(file, sound, count: int, ended: bool):
   """Raises Damaged if a decoder stopped early or another recording follows. count: samples per channel decoded; ended:
   whether the decoder reached the end."""
   if not count:
-    raise Damaged('contains no samples that can be decoded')
+    raise Empty('contains no samples that can be decoded')
   if not ended:
     return
   slack = _MP3_SLACK if sound.format in ('MP3', 'MPEG') else 0
@@ -129,7 +133,7 @@ def stated_seconds(container, stream) -> float | None:
 def check_decoded(file, seconds: float, stated: float | None):
   """Raises Damaged if FFmpeg decoded nothing, the first of several recordings, or less than is stated."""
   if not seconds:
-    raise Damaged('contains no samples that can be decoded')
+    raise Empty('contains no samples that can be decoded')
   start = _head(file, 16)
   if head := _known_head(start):
     _check_alone(file, head)

@@ -89,17 +89,43 @@ class LogMel:
 
   def jax(self, waves):
     """waves [..., S] -> [..., F, T] float32; can be jitted, differentiated and sharded over the leading axes."""
-    import jax
     import jax.numpy as jnp
     waves = jnp.asarray(waves, jnp.float32)
     total = self.num_frames(waves.shape[-1])
     keep = [(0, 0)] * (waves.ndim - 1)
     waves = jnp.pad(waves, keep + [(0, self._missing(waves.shape[-1]))])
     waves = jnp.pad(waves, keep + [(self.n_fft // 2, self.n_fft // 2)], mode='reflect')
+    return self._framed(waves, total)
+
+  def ragged(self, waves, samples):
+    """waves [B, S] of which `samples`, int [B], exist, S a multiple of hop -> [B, F, S // hop + 1] float32.
+
+    The first samples // hop + 1 frames of a row are those of its wave alone; ignore the others. Like `jax`, and also where
+    B and S are symbolic dimensions.
+    """
+    import jax
+    import jax.numpy as jnp
+    half = self.n_fft // 2
+    waves = jnp.where(jnp.arange(waves.shape[1]) < samples[:, None], waves, 0)
+    waves = jnp.pad(waves, ((0, 0), (half, 2 * half + 1)))
+    waves = waves.at[:, :half].set(waves[:, half + 1:2 * half + 1][:, ::-1])
+    end = jnp.maximum(samples, half + 1) + half  # of the wave, silence added if it is too short to be reflected
+
+    def reflect_end(wave, end):
+      tail = jax.lax.dynamic_slice_in_dim(wave, end - 1 - half, half)[::-1]
+      return jax.lax.dynamic_update_slice_in_dim(wave, tail, end, 0)
+    waves = jax.vmap(reflect_end)(waves, end)
+    return self._framed(waves, waves.shape[1] // self.hop - (3 * half + 1) // self.hop + 1)
+
+  def _framed(self, waves, total):
+    """waves [..., S], both ends reflected -> the first `total` frames' log-mel [..., F, T]."""
+    import jax
+    import jax.numpy as jnp
     # Frames are assembled from slices of the greatest common length: a gather would be slow on TPUs.
     size = math.gcd(self.n_fft, self.hop)
     step = self.hop // size
-    blocks = waves[..., :waves.shape[-1] // size * size].reshape(*waves.shape[:-1], -1, size)
+    count = (total - 1) * step + self.n_fft // size
+    blocks = waves[..., :count * size].reshape(*waves.shape[:-1], count, size)
     frames = jnp.concatenate([blocks[..., k:k + (total - 1) * step + 1:step, :] for k in range(self.n_fft // size)], -1)
     window, mel = _constants(self)
     with jax.default_matmul_precision('highest'):  # accelerators would otherwise round the power to bfloat16 or TF32

@@ -16,17 +16,15 @@ import numpy as np
 from m2d_clap_jax.api import TEMPLATE, Pipeline
 from m2d_clap_jax.audio.decode import AudioError, load
 from m2d_clap_jax.audio.files import reason_of
+from m2d_clap_jax.demo import service
+from m2d_clap_jax.demo.limits import CAPTIONS, LABELS, MOST_SECONDS, MOST_UPLOAD, read_lines
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.paths import files_under, is_remote
 
-MOST_SECONDS = 600  # of a sound
-MOST_UPLOAD = '100mb'
 MOST_FILES, MOST_BYTES = 200, 2 << 30  # that uploads and pictures may be
-MOST_LABELS, MOST_LETTERS = 200, 300
 FOUND = 5  # sounds shown of a search
-LABELS, CAPTIONS = 'labels', 'captions'
 EXAMPLES = 'dog\nrain\nspeech\nmusic\nchurch bells'
 
 
@@ -48,16 +46,25 @@ class Demo:
     if not sound:
       raise UserError('Drop a sound first, or record one.')
     lines = read_lines(texts)
+    wave = self.listen(sound)
+    return self.pipeline.logmel.numpy(wave), self.compare(wave, lines, kind)
+
+  def listen(self, sound: str, data: bytes | None = None) -> np.ndarray:
+    """An audio file, or its name and content -> [S] at the model's rate; UserError if it cannot be read or is too long."""
     try:
-      wave, longer = load(sound, self.pipeline.sample_rate, MOST_SECONDS)
+      wave, longer = load(sound, self.pipeline.sample_rate, MOST_SECONDS, data)
     except AudioError as error:
       raise UserError(f'This file cannot be used: {reason_of(error, sound)}.') from None
     if longer:
       raise UserError(f'This sound is longer than {MOST_SECONDS // 60} minutes, the most that this page takes. Cut it, or '
                       'use: m2d-clap classify')
+    return wave
+
+  def compare(self, wave: np.ndarray, lines: list[str], kind: str) -> list[tuple[str, float]]:
+    """A wave [S] and labels or captions -> [(text, cosine similarity)], the best first."""
     scores = self.pipeline.classify(wave, labels=lines, template=TEMPLATE if kind == LABELS else '{}')[0]
     order = np.argsort(-scores, kind='stable')
-    return self.pipeline.logmel.numpy(wave), [(lines[i], float(scores[i])) for i in order]
+    return [(lines[i], float(scores[i])) for i in order]
 
   def search(self, text: str) -> list[tuple[str, float]]:
     """A sentence -> [(file, cosine similarity)] of the sounds nearest to it."""
@@ -73,19 +80,6 @@ def _names(files: list[str]) -> dict[str, str]:
   places = {file: os.path.abspath(file) for file in files}
   above = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if files else ''
   return {file: os.path.relpath(place, above) for file, place in places.items()}
-
-
-def read_lines(text: str, empty: str = 'Write at least one label or caption, one on each line.') -> list[str]:
-  """The lines that are not blank, each once; UserError where there are none, or more than the page takes."""
-  lines = list(dict.fromkeys(' '.join(line.split()) for line in (text or '').splitlines() if line.strip()))
-  if not lines:
-    raise UserError(empty)
-  if len(lines) > MOST_LABELS:
-    raise UserError(f'These are {len(lines)} lines; this page takes {MOST_LABELS}.')
-  longest = max(map(len, lines))
-  if longest > MOST_LETTERS:
-    raise UserError(f'A line has {longest} letters; this page takes {MOST_LETTERS}.')
-  return lines
 
 
 def table(rows: list[tuple[str, float]], name: str) -> str:
@@ -209,9 +203,9 @@ def serve(demo: Demo, *, host: str, port: int | None):
     page = build(demo, folder)
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # none from elsewhere
     try:
-      page.launch(server_name=host, server_port=port, max_file_size=MOST_UPLOAD, allowed_paths=demo.files, share=False,
-                  footer_links=[], theme=gradio.themes.Default(**fonts), ssr_mode=False, pwa=False,
-                  app_kwargs={'middleware': [(KnownHosts, (), {'host': host})]},
+      page.launch(server_name=host, server_port=port, max_file_size=f'{MOST_UPLOAD >> 20}mb', allowed_paths=demo.files,
+                  share=False, footer_links=[], theme=gradio.themes.Default(**fonts), ssr_mode=False, pwa=False,
+                  app_kwargs={'middleware': [(KnownHosts, (), {'host': host})], 'routes': service.routes(demo)},
                   prevent_thread_lock=True, quiet=True)
     except OSError as error:
       raise UserError(f'{host}:{port}: no page can be shown there ({error}); choose another --port') from None

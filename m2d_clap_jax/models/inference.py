@@ -1,11 +1,14 @@
 """Inference on the device: pure functions of variables and log-mels, to be compiled.
 
-Alphabet: B clips, F mel bins, T time columns (patches), PT frames of a patch, D width of the encoder, E embedding, L layers.
+Alphabet: B clips, F mel bins, T time columns (patches), PT frames of a patch, D width of the encoder, E embedding, L layers,
+C classes.
 """
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.models.classifier import EPSILON
 from m2d_clap_jax.models.m2d_clap import valid_patches
 from m2d_clap_jax.models.vit import Block
 
@@ -46,3 +49,16 @@ def project_text(variables, text, *, network: M2DCLAP):
   """Sentence embeddings [n, width of the text encoder] -> captions in the space of `project` [n, E]."""
   with jax.default_matmul_precision('highest'):
     return network.apply(variables, text, method='project_text')
+
+
+def head(x, head, stats, *, network: M2DCLAP):
+  """Features [n, 5 * D] -> scores of a fine-tuned head [n, C]; arrays of numpy or jax.
+
+  Args:
+    head: kernel and bias. stats: mean and var, of the batch norm before it.
+  """
+  if len(stats['mean']) == network.width:  # trained with structured patchout: on the mean patch
+    x = x.reshape(x.shape[0], -1, network.width).mean(axis=1)
+  x = (x - stats['mean']) / (stats['var'] + EPSILON) ** 0.5
+  with jax.default_matmul_precision('highest'):
+    return (x @ head['kernel'] + head['bias']).astype(np.float32)

@@ -221,4 +221,5 @@ class M2DCLAP(nn.Module):
 def valid_patches(columns: jax.Array, grid: tuple[int, int]) -> jax.Array:
   """Number of time columns [B] that each clip has -> which patches of the grid exist, bool [B, N]."""
   exists = jnp.arange(grid[1])[None] < columns[:, None]
-  return jnp.broadcast_to(exists[:, None], (len(columns), *grid)).reshape(len(columns), -1)
+  count = columns.shape[0]  # a symbol, where the program is exported for any batch
+  return jnp.broadcast_to(exists[:, None], (count, *grid)).reshape(count, -1)
