@@ -22,6 +22,7 @@ from m2d_clap_jax.eval.logistic_probe import logistic_probe
 from m2d_clap_jax.eval.metrics import normalise, statistics, zeroshot
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.weights.core import pooling_of
 
 STATISTICS_CLIPS = 1024
 
@@ -254,19 +255,19 @@ def _titled(draw, *args, note: str):
   return lambda path, title: draw(*args, path, title=title + note)
 
 
-def _encoder_key(folder: Folder) -> tuple[str, str]:
+def _encoder_key(folder: Folder) -> tuple[str, str | None]:
   if not folder.meta['text_encoder']:
     raise UserError(f'{folder.path}: was prepared without a text encoder, which zero-shot captions need')
   return folder.meta['text_encoder']['name'], folder.meta['text_encoder']['hash']
 
 
 @functools.lru_cache(maxsize=16)
-def _embed(encoder: tuple[str, str], captions: tuple[str, ...]) -> np.ndarray:
+def _embed(encoder: tuple[str, str | None], captions: tuple[str, ...]) -> np.ndarray:
   """Embeds captions with the encoder that a data folder names; frozen, so each set is computed once."""
   from m2d_clap_jax.text import TextEncoder
   name, weights_hash = encoder
-  text_encoder = TextEncoder(name)
-  if text_encoder.weights_hash != weights_hash:
+  text_encoder = TextEncoder(name, pooling='mean' if weights_hash else pooling_of(name, 'mean'))
+  if weights_hash and text_encoder.weights_hash != weights_hash:
     raise UserError(f'text encoder {name!r} has weights {text_encoder.weights_hash} where the data were prepared with '
                     f'{weights_hash}: use the same weights, or prepare the data again')
   return text_encoder(list(captions))

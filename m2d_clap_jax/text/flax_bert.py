@@ -101,23 +101,30 @@ def _download(name):
   from huggingface_hub import snapshot_download
 
   from m2d_clap_jax.weights.hub import is_silent
+  def fetch(files):
+    return pathlib.Path(snapshot_download(name, allow_patterns=files, local_files_only=is_silent()))
   try:
-    return pathlib.Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=is_silent()))
+    _config_values(fetch('config.json'))  # before gigabytes of what is no BERT
+    return fetch(_FILES)
   except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
     raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub '
                     f'({_first_line(error)}); check the name and the network, or give a folder or \'minilm\'') from None
 
 
 def _read_config(folder, config_class):
+  return config_class.from_dict(_config_values(folder))
+
+
+def _config_values(folder):
   try:
     values = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   except ValueError as error:
     raise UserError(f'{folder}/config.json: not valid JSON ({error}); copy or download it again') from None
   if values.get('model_type') != 'bert':
-    raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}; give a BERT encoder")
+    raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}; only BERT runs here")
   if values.get('position_embedding_type', 'absolute') != 'absolute':
     raise UserError(f'{folder}/config.json: only absolute position embeddings are supported')
-  return config_class.from_dict(values)
+  return values
 
 
 def _read_tensors(folder):

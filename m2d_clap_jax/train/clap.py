@@ -49,7 +49,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     raise UserError(f'config.mask_ratio={mask_ratio}: is a share, from 0 to below 1')
   if not init:
     raise UserError('config.init is empty: name the model whose audio encoder goes on, such as the run of pre-training')
-  bind(clap_loss, loss, 'config.loss', given=('state', 'batch', 'keep', 'keys', 'model', 'tower'))
+  bind(clap_loss, loss, 'config.loss', given=('state', 'batch', 'keep', 'keys', 'model', 'tower', 'folders'))
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(False)
     weights = read(init)
@@ -85,7 +85,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
     update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number)),
-                      model=network, tower=tower, tx=tx, dropout=dropout, **loss)
+                      model=network, tower=tower, tx=tx, dropout=dropout, folders=found.labels, **loss)
     about = found.about() | {
         'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}

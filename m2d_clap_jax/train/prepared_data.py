@@ -11,12 +11,12 @@ from m2d_clap_jax.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
   """folder: the first one, whose settings are those of all; meta: its prepare.json, with the mean and deviation of all;
-  split: the clips; sizes, labels, weights: of the folders where there are several, else None."""
+  split: the clips; sizes, labels, weights: of the folders where there are several, else None or ()."""
   folder: Folder
   meta: dict
   split: Split | Mixture
   sizes: list[int] | None = None
-  labels: list[str] | None = None
+  labels: Sequence[str] = ()
   weights: Sequence[float] | None = None
 
   def about(self) -> dict:

@@ -66,7 +66,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
-    bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
+    bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))
     guards.watchdog.beat('opening the data')
     if dry_run:
       state = jax.eval_shape(functools.partial(create_state, seed, model=network, tx=tx))
@@ -80,7 +80,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
     step = functools.partial(pretrain_step, model=network, tx=tx, ema_schedule=ema_schedule,
-                             gather=sharding.gather(mesh), **loss)
+                             gather=sharding.gather(mesh), folders=found.labels, **loss)
     train(state, compiled(step, state, mesh), batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
