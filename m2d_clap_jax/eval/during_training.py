@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from m2d_clap_jax import paths
+from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, plots
@@ -189,7 +189,7 @@ class Evaluations:
     self._split, self._evaluators, self._watchdog = split, evaluators, watchdog
     self._variables, self._embed = variables, embed
     self._encode = SplitEncoder(model, mesh, watchdog.beat)
-    self._project_text = jax.jit(functools.partial(project_text, model=model))
+    self._project_text = jax.jit(functools.partial(project_text, model=model), out_shardings=sharding.replicated(mesh))
 
   def statistics(self, step: int, state, log):
     """Logs effective rank and the like of the features of the first training clips."""

@@ -76,7 +76,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     sharding.check_batch(batch_size, devices, loss.get('accumulate', 1))
     evaluations = Evaluations(
         network, devices, found.split, make_evaluators(evals, found.folder.path), guards.watchdog, variables=variables,
-        embed=functools.partial(embed_captions, jax.jit(functools.partial(project_text, model=network)), TextEncoder(tower)))
+        embed=functools.partial(embed_captions, network, devices, TextEncoder(tower)))
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, create, devices, settings)
     if not meta:
@@ -156,9 +156,11 @@ def start_from(state: ClapState, weights: Weights, network: M2DCLAP, tower: Text
                  + (f'; at random: {", ".join(name for name in fresh if name != "logit_scale")}' if fresh else ''))
 
 
-def embed_captions(project: Callable, encoder: TextEncoder, state: ClapState, captions: Sequence[str]) -> np.ndarray:
-  """Captions by both text encoder and projector of a state -> [n, E]."""
-  return np.asarray(project(variables(state), encoder.with_parameters(state.params['text_encoder'])(captions)))
+def embed_captions(network: M2DCLAP, mesh, encoder: TextEncoder, state: ClapState, captions: Sequence[str]) -> np.ndarray:
+  """Captions by both text encoder and projector of a state -> [n, E]; each process computes all of them by itself."""
+  own = sharding.on_one_device(mesh, {'text_encoder': state.params['text_encoder'], 'variables': variables(state)})
+  embedded = encoder.with_parameters(own['text_encoder'])(captions)
+  return np.asarray(project_text(own['variables'], embedded, model=network))
 
 
 def compiled(state: ClapState, mesh, drop_at: Callable[[int], tuple[int, int]], *, tx: optax.GradientTransformation,
