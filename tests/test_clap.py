@@ -124,6 +124,10 @@ def test_a_finished_run_is_a_model_with_its_own_text_encoder(trained, tmp_path):
     for name, value in read(trained).text.items():
       np.testing.assert_array_equal(again.weights.text[name], value, err_msg=name)
     assert 'pooler.dense.weight' in again.weights.text
+  (tmp_path / 'portable').rename(tmp_path / 'elsewhere')
+  alone = m2d_clap_jax.load(tmp_path / 'elsewhere')  # with its tokenizer inside
+  assert alone.weights.text_encoder['name'] == str(tmp_path / 'elsewhere' / 'text_encoder')
+  np.testing.assert_array_equal(alone.encode_text(captions), text)
   assert 'p16kpBpTI' in next(tmp_path.glob('m2d_clap_vit*')).name
 
 
