@@ -1,10 +1,11 @@
-"""Kills a small training run again and again and compares it with an uninterrupted run: is anything lost or repeated?
+"""Kills a small run on three folders again and again and compares it with an uninterrupted run: is anything lost or repeated?
 
   python -m benchmarks.kills --kills 200
 
 Each process is ended by SIGKILL or SIGTERM at a random moment, sometimes while a checkpoint is being written; the same
 command then continues. At the end the interrupted run must have logged every step once, with the losses of the other
-run bit for bit, and its last checkpoint must contain the same numbers: a skipped or repeated batch would change them.
+run bit for bit, and its last checkpoint must contain the same numbers: a skipped or repeated batch would change them. At the
+end of each epoch, every clip of every folder must have come as often as there were epochs.
 Needs the dependencies of training; takes half an hour on two cores.
 """
 import argparse
@@ -25,7 +26,8 @@ from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.train.faults import EXIT_PREEMPTED
 
 ROOT = pathlib.Path(__file__).parent.parent
-CLIPS, BATCH = 64, 8
+FOLDERS, BATCH = {'a': 24, 'b': 8, 'c': 32}, 8  # clips of each
+EPOCH = sum(FOLDERS.values()) // BATCH
 SPEEDS = 'samples_per_second', 'data_wait'  # the only figures of a row that may differ
 
 
@@ -80,6 +82,15 @@ def rows(workdir: pathlib.Path) -> list[dict]:
           for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
+def wrong_counts(logged: list[dict], steps: int) -> list[str]:
+  """Steps at which the counts of clips do not add up, in words."""
+  counts = {row['step']: {name: row[f'clips/{name}'] for name in FOLDERS} for row in logged if f'clips/{min(FOLDERS)}' in row}
+  wrong = [f'step {step}: {counts.get(step)} clips' for step in range(steps + 1)
+           if sum(counts.get(step, {}).values()) != step * BATCH]
+  return wrong + [f'step {step}: {counts[step]} clips after {step // EPOCH} epochs' for step in counts if step % EPOCH == 0
+                  and counts[step] != {name: clips * step // EPOCH for name, clips in FOLDERS.items()}]
+
+
 def parameters(workdir: pathlib.Path):
   import jax
 
@@ -91,13 +102,14 @@ def parameters(workdir: pathlib.Path):
 def run_kills(kills: int, scratch: pathlib.Path, seed: int = 0) -> tuple[list[dict], list[str]]:
   """-> a record of each process, and the list of errors at the end, empty if all is well."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(scratch / 'cache')}
-  data = scratch / 'data'
-  data.mkdir()
-  write_records(str(data), CLIPS)
+  for name, clips in FOLDERS.items():
+    (scratch / name).mkdir()
+    write_records(str(scratch / name), clips)
+  data = ','.join(str(scratch / name) for name in FOLDERS)
   steps, draw = 4 * kills + 20, np.random.default_rng(seed)
   whole, broken = scratch / 'whole', scratch / 'broken'
-  subprocess.run(command(str(data), whole, steps), cwd=ROOT, env=environment, check=True, capture_output=True)
-  lives, run, progress = [], command(str(data), broken, steps), Progress('kills', kills)
+  subprocess.run(command(data, whole, steps), cwd=ROOT, env=environment, check=True, capture_output=True)
+  lives, run, progress = [], command(data, broken, steps), Progress('kills', kills)
   while len(lives) < kills:
     lives.append(one_life(run, broken, environment, draw))
     progress(len(lives), kills)
@@ -110,6 +122,7 @@ def run_kills(kills: int, scratch: pathlib.Path, seed: int = 0) -> tuple[list[di
   if [row['step'] for row in found] != [row['step'] for row in expected]:
     wrong.append('steps are missing from the log or repeated')
   wrong += [f'step {a["step"]} differs' for a, b in zip(found, expected) if a != b][:5]
+  wrong += wrong_counts(found, steps)[:5]
   (step, got), (end, wanted) = parameters(broken), parameters(whole)
   if step != end or not all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True)):
     wrong.append(f'the last checkpoints differ (steps {step} and {end})')

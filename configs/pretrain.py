@@ -3,6 +3,7 @@
   base       M2D-CLAP/0.7, ViT-Base, the paper's recipe (also without a variant)
   large      the same with ViT-Large
   ddp4       base with the effective contrastive weight of the authors' 4-GPU runs (see losses.clip_loss)
+  clap2025   stage 1 of M2D-CLAP 2025: semantic projector, captions embedded by NV-Embed-v2 (docs/stages.md)
   m2d        M2D/0.7: no captions;   m2d_0.6   the same with 60% masked
   msm_mae    MSM-MAE/0.75: predicts pixels, no target network, no captions
   demo       a small model on a rendered corpus of musical instruments, in minutes on a laptop
@@ -86,6 +87,13 @@ def ddp4():
   return config
 
 
+def clap2025():
+  config = base()
+  config.seed = 7
+  config.model.update({'audio_projector': 'semantic', 'text_width': 4096})
+  return config
+
+
 def m2d(mask_ratio=0.7):
   config = base()
   config.model.text_width = None
@@ -135,8 +143,8 @@ def demo():
   return config
 
 
-VARIANTS = {'base': base, 'large': large, 'ddp4': ddp4, 'm2d': m2d, 'm2d_0.6': lambda: m2d(0.6), 'msm_mae': msm_mae,
-            'demo': demo, 'small_2s': small_2s}
+VARIANTS = {'base': base, 'large': large, 'ddp4': ddp4, 'clap2025': clap2025, 'm2d': m2d, 'm2d_0.6': lambda: m2d(0.6),
+            'msm_mae': msm_mae, 'demo': demo, 'small_2s': small_2s}
 
 
 def get_config(variant='base'):

@@ -53,7 +53,11 @@ def clip_loss(audio: jax.Array, text: jax.Array, logit_scale: jax.Array) -> tupl
   """
   # The default precision of accelerators is bfloat16 or TF32: errors of up to 0.4 in logits at a scale of 100.
   logits = jnp.exp(logit_scale) * jnp.matmul(normalize(audio), normalize(text).T, precision='highest')
+  to_text, to_audio = cross_entropies(logits)
+  return 0.5 * (jnp.mean(to_text) + jnp.mean(to_audio)), logits
+
+
+def cross_entropies(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits [B, B], rows audio and columns text -> each clip's loss among the texts, each text's among the clips, [B]."""
   matching = jnp.diagonal(logits)
-  to_text = jnp.mean(jax.nn.logsumexp(logits, axis=1) - matching)
-  to_audio = jnp.mean(jax.nn.logsumexp(logits, axis=0) - matching)
-  return 0.5 * (to_text + to_audio), logits
+  return jax.nn.logsumexp(logits, axis=1) - matching, jax.nn.logsumexp(logits, axis=0) - matching

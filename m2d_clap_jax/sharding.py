@@ -117,6 +117,11 @@ def gather(mesh: Mesh):
   return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
+def on_one_device(mesh: Mesh, tree):
+  """Arrays that are divided over the mesh, or on all of it -> whole, on the first device of this process."""
+  return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
+
+
 def table(shapes, mesh: Mesh) -> str:
   """A table of the state: one line per part, with values, bytes on each device, and how it is divided."""
   lines = [f'{"part":<24}{"values":>10}{"MB/device":>13}  divided over']

@@ -93,6 +93,15 @@ def test_the_audio_encoder_stays_and_the_rest_learns(place, trained):
   assert {'loss', 'loss_clap', 'grad_norm', 'logit_scale', 'learning_rate', 'retrieval_text_to_audio'} <= set(rows[4])
 
 
+def test_each_folder_has_its_own_loss_in_the_log_and_their_clips_that_of_the_whole(trained):
+  rows = losses(trained)
+  counts = {name: rows[4][f'clips/{name}'] - rows[2][f'clips/{name}'] for name in SIZES}
+  assert sum(counts.values()) == 16
+  of_each = {name: rows[4].get(f'loss_clap/{name}', 0) for name in SIZES}
+  assert len(set(of_each.values())) == 2
+  np.testing.assert_allclose(sum(counts[name] * of_each[name] for name in SIZES) / 16, rows[4]['loss_clap'], rtol=1e-5)
+
+
 def test_evaluations_take_the_text_encoder_as_it_is_then(trained):
   rows = losses(trained)
   for name in ('found/text_to_audio/mAP@10', 'sound/accuracy'):
@@ -117,6 +126,10 @@ def test_a_finished_run_is_a_model_with_its_own_text_encoder(trained, tmp_path):
     for name, value in read(trained).text.items():
       np.testing.assert_array_equal(again.weights.text[name], value, err_msg=name)
     assert 'pooler.dense.weight' in again.weights.text
+  (tmp_path / 'portable').rename(tmp_path / 'elsewhere')
+  alone = m2d_clap_jax.load(tmp_path / 'elsewhere')  # with its tokenizer inside
+  assert alone.weights.text_encoder['name'] == str(tmp_path / 'elsewhere' / 'text_encoder')
+  np.testing.assert_array_equal(alone.encode_text(captions), text)
   assert 'p16kpBpTI' in next(tmp_path.glob('m2d_clap_vit*')).name
 
 

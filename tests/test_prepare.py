@@ -179,7 +179,7 @@ def test_the_command_tells_mistakes_in_one_line(tmp_path, capsys):
                           (['--out=' + str(tmp_path / 'out'), '--workers=0'], '--workers=0'),
                           (['--out=' + str(tmp_path / 'out'), '--max_seconds=nan'], '--max_seconds=nan'),
                           (['--out=' + str(tmp_path / 'out'), '--sample_rate=8000'], '16000 and 32000'),
-                          (['--out=' + str(tmp_path / 'out'), '--caption_embeddings=x'], 'belongs to --logmels')]:
+                          (['--out=' + str(tmp_path / 'out'), '--caption_embeddings=x'], 'takes the place of --text_encoder')]:
     assert main.main(common + arguments) == 2
     error = capsys.readouterr().err
     assert told in error and error.count('\n') == 1, error

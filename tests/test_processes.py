@@ -16,8 +16,9 @@ from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.prepare import prepare
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.train import faults
-from tests import launched, test_finetune
+from tests import launched, test_clap, test_finetune
 from tests.prepare_helpers import FakeEncoder, corpus
+from tests.test_clap import place  # noqa: F401
 from tests.test_pretrain import ENVIRONMENT, TINY, flags, losses, tiny_config, wait_for  # noqa: F401
 
 # Each process has one device, and computes its part of every batch. Between CPUs, collectives must come in the same
@@ -157,6 +158,18 @@ def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_afte
   assert one == two
   for name in ('one', 'two'):
     assert sorted(path.name for path in (tmp_path / name / 'run0').glob('best*')) == ['best']
+
+
+def test_stage_2_in_two_processes_gives_the_losses_and_scores_of_one(place, tmp_path):  # noqa: F811
+  """Dropout included: captions are padded to one length in both, 16 tokens."""
+  config = test_clap.get_config(test_clap.options(place, evals_every=4, **{'text.max_length': 16, 'model.frames': 96}))
+  config.evals = ConfigDict({'found': {'kind': 'retrieval', 'split': 'train'},
+                             'sound': {'kind': 'zeroshot', 'split': 'train', 'template': '{} kind'}})
+  for count, name in ((1, 'one'), (2, 'two')):
+    finish(start(config, tmp_path / name, count))
+  one, two = (losses(tmp_path / name) for name in ('one', 'two'))
+  assert {'loss_clap/a', 'found/text_to_audio/R@1', 'sound/accuracy'} <= set(one[4])
+  close(two, one)
 
 
 # A mesh that alternates between the processes: rows of a batch are not grouped by process.

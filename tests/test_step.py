@@ -10,7 +10,7 @@ from m2d_clap_jax import losses, sharding
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
-from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
+from m2d_clap_jax.train.step import contrast, create_state, draw_mask, pretrain_loss, pretrain_step
 from tests import reference
 
 TINY = {**reference.TINY, 'depth': 1, 'predictor_depth': 1, 'text_width': 32}
@@ -128,6 +128,26 @@ def test_eight_devices_give_the_same_losses_and_gradients_as_one(fields):
     np.testing.assert_allclose(one_metrics[name], eight_metrics[name], rtol=1e-5, err_msg=name)
   for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared)):
     assert np.linalg.norm(a - b) <= 1e-5 * max(np.linalg.norm(a), 1e-2)
+
+
+def test_the_loss_of_a_folder_is_the_mean_over_its_pairs_on_any_number_of_devices():
+  draw = np.random.default_rng(0)
+  audio, text = draw.standard_normal((2, 16, 8)).astype(np.float32)
+  folder = np.int32([0, 2] * 8)
+  metrics = []
+  for count in (1, 8):
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    arrays = sharding.to_devices(mesh, (audio, text, folder))
+    compute = jax.jit(lambda a, t, f: contrast(a, t, jnp.float32(2.0), {'folder': f}, ['few', 'none', 'many'])[1])
+    metrics.append(jax.device_get(compute(*arrays)))
+  similarity = np.exp(2) * (audio / np.linalg.norm(audio, axis=1)[:, None]) @ (text / np.linalg.norm(text, axis=1)[:, None]).T
+  matching = np.diagonal(similarity)
+  each = 0.5 * sum(np.log(np.exp(similarity).sum(axis)) - matching for axis in (0, 1))
+  for found in metrics:
+    np.testing.assert_allclose(found['loss_clap'], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found['loss_clap/few'], (each[::2].sum(), 8), rtol=1e-5)
+    np.testing.assert_allclose(found['loss_clap/many'], (each[1::2].sum(), 8), rtol=1e-5)
+    np.testing.assert_array_equal(found['loss_clap/none'], (0, 0))
 
 
 def test_contrastive_gradient_is_that_of_the_whole_batch_not_the_shrunk_one_of_gathered_features():

@@ -11,6 +11,7 @@ from m2d_clap_jax.startup import missing_device, prepare_process
 
 COMMANDS = {
     'prepare': 'audio and captions -> TFRecord shards',
+    'captions': "a manifest's captions, to be embedded elsewhere",
     'embed': 'audio files -> embeddings in a .npz or .parquet file',
     'classify': 'audio files -> how well labels of your choice fit them',
     'demo': 'a page to try a model in a browser',

@@ -59,7 +59,8 @@ class Tokens:
 
 
 class TrainingBatches:
-  """`batches(step)` -> {'logmel': [b, F, frames] float16, ...}: random crops, each with a random caption.
+  """`batches(step)` -> {'logmel': [b, F, frames] float16, ...}: random crops, each with a random caption, and, where the
+  clips are of several folders, the number of each one's: 'folder' int32 [b].
 
   Args:
     split: clips to draw from.
@@ -83,9 +84,12 @@ class TrainingBatches:
     self.rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
-    clips = self.split.clips(self.order.clips(step)[self.rows].tolist())
+    numbers = self.order.clips(step)[self.rows]
+    clips = self.split.clips(numbers.tolist())
     draws = self.order.draws(step)[self.rows]
     batch = {'logmel': np.stack([crop(clip.logmel, self.frames, u) for clip, (u, _) in zip(clips, draws)])}
+    if len(self.order.sizes) > 1:
+      batch['folder'] = self.order.parts(numbers)
     if self.captions:
       batch |= self.captions(clips, draws[:, 1].tolist())
     return batch

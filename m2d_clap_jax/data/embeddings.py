@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from m2d_clap_jax import paths
+from m2d_clap_jax.data.vectors import Vectors
 from m2d_clap_jax.errors import UserError
 
 BLOCK = 1024  # captions
@@ -48,8 +49,10 @@ class CaptionBank(Lookup):
 
   def __init__(self, folder, captions, encoder, dtype):
     self.dtype, self._encoder = np.dtype(dtype), encoder
-    self._texts = sorted(set(captions), key=lambda text: (len(text), text))
-    digest = hashlib.sha256(f'{encoder.weights_hash} {dtype} {BLOCK}'.encode())
+    # Together are sentences of one length, or vectors that stand side by side in a file.
+    self._texts = sorted(set(captions), key=encoder.order if isinstance(encoder, Vectors) else lambda text: (len(text), text))
+    made_by = encoder.stamps() if isinstance(encoder, Vectors) else encoder.weights_hash
+    digest = hashlib.sha256(f'{made_by} {dtype} {BLOCK}'.encode())
     for text in self._texts:
       digest.update(text.encode() + b'\0')
     super().__init__(os.path.join(folder, f'.captions-{digest.hexdigest()[:16]}'),
@@ -68,7 +71,7 @@ class CaptionBank(Lookup):
 
   def missing(self, rows):
     """[(number, captions)] of the missing blocks that the rows need."""
-    needed = sorted({self.places[text] // BLOCK for row in rows for text in row.captions})
+    needed = sorted({self.places[text] // BLOCK for row in rows if not row.reason for text in row.captions})
     return [(i, self._texts[i * BLOCK:(i + 1) * BLOCK]) for i in needed
             if not paths.as_path(_path(self.folder, i)).exists()]
 

@@ -56,10 +56,14 @@ class Order:
       clips[epochs == epoch] = self._permutation(int(epoch))[places[epochs == epoch]]
     return clips
 
+  def parts(self, clips: np.ndarray) -> np.ndarray:
+    """Which part each clip belongs to, int32."""
+    return np.searchsorted(np.cumsum(self.sizes), clips, 'right').astype(np.int32)
+
   def counts(self, step: int) -> np.ndarray:
     """How many clips of each part the batches before `step` had, int [parts]."""
     epochs, places = divmod(step * self.batch_size, self.epoch_clips)
-    parts = np.searchsorted(np.cumsum(self.sizes), self._permutation(epochs)[:places], 'right')
+    parts = self.parts(self._permutation(epochs)[:places])
     return epochs * np.array(self.shares) + np.bincount(parts, minlength=len(self.sizes))
 
   def draws(self, step: int) -> np.ndarray:

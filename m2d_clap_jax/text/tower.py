@@ -40,7 +40,7 @@ class TextTower:
     """Loads weights and tokenizer; arguments and errors as of `TextEncoder`. dtype: of the matrix products."""
     self.name, self.pooling = str(name_or_folder), pooling
     flax_bert.check_kind(self.name, pooling, POOLINGS)
-    folder = flax_bert.find_folder(name_or_folder)
+    folder = flax_bert.find_folder(name_or_folder, tensors=not tensors)
     self._module, config, self.params, self.pooler = flax_bert.load_model(folder, tensors, dtype)
     self._precision = 'highest' if dtype == 'float32' else None  # the same numbers on every kind of device
     self.width = config.hidden_size

@@ -50,7 +50,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     raise UserError(f'config.mask_ratio={mask_ratio}: is a share, from 0 to below 1')
   if not init:
     raise UserError('config.init is empty: name the model whose audio encoder goes on, such as the run of pre-training')
-  bind(clap_loss, loss, 'config.loss', given=('state', 'batch', 'keep', 'keys', 'model', 'tower'))
+  bind(clap_loss, loss, 'config.loss', given=('state', 'batch', 'keep', 'keys', 'model', 'tower', 'folders'))
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(False)
     weights = read(init)
@@ -77,7 +77,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     sharding.check_batch(batch_size, devices, loss.get('accumulate', 1))
     evaluations = Evaluations(
         network, devices, found.split, make_evaluators(evals, found.folder.path), guards.watchdog, variables=variables,
-        embed=functools.partial(embed_captions, jax.jit(functools.partial(project_text, model=network)), TextEncoder(tower)))
+        embed=functools.partial(embed_captions, network, devices, TextEncoder(tower)))
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, create, devices, settings)
     if not meta:
@@ -86,7 +86,8 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
     update = compiled(state, devices, lambda number: patchout_counts(network.grid, mask_ratio, batches.order.patchout(number)),
-                      model=network.clone(platform=sharding.platform(devices)), tower=tower, tx=tx, dropout=dropout, **loss)
+                      model=network.clone(platform=sharding.platform(devices)), tower=tower, tx=tx, dropout=dropout,
+                      folders=found.labels, **loss)
     about = found.about(before) | {
         'settings': settings, 'model': model_fields(network), 'norm_stats': network.norm_stats,
         'text_encoder': {'name': tower.name, 'pooling': tower.pooling, 'hash': None, 'width': tower.width}}
@@ -155,9 +156,11 @@ def start_from(state: ClapState, weights: Weights, network: M2DCLAP, tower: Text
                  + (f'; at random: {", ".join(name for name in fresh if name != "logit_scale")}' if fresh else ''))
 
 
-def embed_captions(project: Callable, encoder: TextEncoder, state: ClapState, captions: Sequence[str]) -> np.ndarray:
-  """Captions by both text encoder and projector of a state -> [n, E]."""
-  return np.asarray(project(variables(state), encoder.with_parameters(state.params['text_encoder'])(captions)))
+def embed_captions(network: M2DCLAP, mesh, encoder: TextEncoder, state: ClapState, captions: Sequence[str]) -> np.ndarray:
+  """Captions by both text encoder and projector of a state -> [n, E]; each process computes all of them by itself."""
+  own = sharding.on_one_device(mesh, {'text_encoder': state.params['text_encoder'], 'variables': variables(state)})
+  embedded = encoder.with_parameters(own['text_encoder'])(captions)
+  return np.asarray(project_text(own['variables'], embedded, model=network))
 
 
 def compiled(state: ClapState, mesh, drop_at: Callable[[int], tuple[int, int]], *, tx: optax.GradientTransformation,

@@ -3,7 +3,7 @@ contrastive loss alone, on an audio encoder that stays as it is. Pure functions.
 
 Alphabet: B batch, F mel bins, T frames, N patches, K patches kept, L tokens, D width, E embedding.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -63,7 +63,7 @@ def variables(state: ClapState) -> dict[str, Any]:
 
 
 def clap_loss(state: ClapState, batch: Batch, keep: jax.Array | None, keys: jax.Array | None, *, model: M2DCLAP,
-              tower: Tower, accumulate: int = 1):
+              tower: Tower, accumulate: int = 1, folders: Sequence[str] = ()):
   """Contrastive loss over the whole batch -> (loss, what is logged).
 
   Args:
@@ -71,6 +71,7 @@ def clap_loss(state: ClapState, batch: Batch, keep: jax.Array | None, keys: jax.
     keep: int [B, K], patches that the audio encoder sees; None: all.
     keys: [B] for the text encoder's dropout; None: no dropout.
     accumulate: number of parts that the batch is computed in, to save memory; the result does not change.
+    folders: as in `step.contrast`.
   """
   own, text_params = variables(state), state.params['text_encoder']
 
@@ -82,13 +83,14 @@ def clap_loss(state: ClapState, batch: Batch, keep: jax.Array | None, keys: jax.
   z = in_parts(encode, accumulate, batch['logmel'], keep)  # B K D; of a frozen encoder nothing else is kept
   audio = in_parts(lambda z: model.apply(own, z, method='project_audio'), accumulate, z)
   text = in_parts(embed, accumulate, batch['ids'], batch['mask'], keys)
-  loss, metrics = contrast(audio, model.apply(own, text, method='project_text'), state.params['logit_scale'])
+  text = model.apply(own, text, method='project_text')
+  loss, metrics = contrast(audio, text, state.params['logit_scale'], batch, folders)
   return loss, metrics | {'loss': loss}
 
 
 def clap_step(state: ClapState, batch: Batch, *, model: M2DCLAP, drop: tuple[int, int] = (0, 0), dropout: bool = True,
               **options) -> tuple[ClapState, dict[str, jax.Array]]:
-  """One update -> (state, scalar metrics).
+  """One update -> (state, metrics, as `train.log.RunningMetrics` takes them).
 
   Args:
     drop: how many rows and columns of patches the structured mask hides; static, as in `finetune_step`.

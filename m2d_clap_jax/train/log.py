@@ -16,6 +16,7 @@ from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
 
 HISTORY = 'metrics.jsonl'
+LOSSES = 'loss', 'loss_m2d', 'loss_clap'
 UPLOAD_SECONDS = 60  # between uploads to a remote workdir, where nothing can be appended to a file
 
 
@@ -121,6 +122,9 @@ class RunLog:
 class RunningMetrics:
   """Metrics of the updates since the last log row, fetched late so that the device never waits for the host.
 
+  A metric is a scalar, whose mean is logged, or a pair [2], a sum and the number of its terms, of which the mean over all
+  terms is logged; nothing if there were none.
+
   Args:
     batch_size: samples per update, for the rate.
     rows: metrics of updates before the checkpoint that the run continues from; the attribute is saved in checkpoints.
@@ -157,10 +161,10 @@ class RunningMetrics:
   def check(self):
     """Fetches pending metrics; UserError if a loss or gradient is not finite, so that no such state is saved."""
     for row in jax.device_get(self._pending):
-      row = {name: float(value) for name, value in row.items()}
+      row = {name: np.asarray(value, np.float64).tolist() for name, value in row.items()}
       bad = [name for name in ('loss', 'grad_norm') if not math.isfinite(row[name])]
       if bad:
-        values = ', '.join(f'{name} {value:.4g}' for name, value in row.items() if name.startswith('loss'))
+        values = ', '.join(f'{name} {value:.4g}' for name, value in row.items() if name in LOSSES)
         raise UserError(
             f'{bad[0]} became {row[bad[0]]} ({values}); the newest checkpoint, of step {self._last_good()}, is good. '
             'Lower the learning rate in config.schedule, or look for clips that are not finite in the data')
@@ -170,12 +174,21 @@ class RunningMetrics:
   def flush(self) -> dict[str, float]:
     """Returns the means, with the rate and the share of time spent waiting for data, and resets."""
     self.check()
-    means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
+    means = {name: _mean([row[name] for row in self.rows]) for name in self.rows[0]}
+    means = {name: mean for name, mean in means.items() if mean is not None}
     elapsed = max(time.monotonic() - self._since, 1e-9)
     means |= {'samples_per_second': self._steps * self._batch_size / elapsed, 'data_wait': self._waited / elapsed}
     self.rows = []
     self._start()
     return means
+
+
+def _mean(values: list[float] | list[list[float]]) -> float | None:
+  """Of a metric of some updates, see `RunningMetrics`."""
+  if np.ndim(values) == 1:
+    return float(np.mean(values))
+  total, count = np.sum(values, axis=0)
+  return float(total / count) if count else None
 
 
 class StepProgress:
@@ -191,7 +204,7 @@ class StepProgress:
     self._log.note(f'{self._row(step, scalars)}  compiled and computed in {clock(seconds)}')
 
   def _row(self, step: int, scalars: dict[str, float]) -> str:
-    numbers = '  '.join(f'{name} {scalars[name]:.4g}' for name in ('loss', 'loss_m2d', 'loss_clap') if name in scalars)
+    numbers = '  '.join(f'{name} {scalars[name]:.4g}' for name in LOSSES if name in scalars)
     return f'step {step}/{self._total}  {numbers}'
 
   def show(self, step: int, scalars: dict[str, float]):

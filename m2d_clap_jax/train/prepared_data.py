@@ -12,14 +12,14 @@ from m2d_clap_jax.errors import UserError
 class PreparedData:
   """folder: the first one, whose settings are those of all; meta: its prepare.json, with the mean and deviation of all;
   split: the clips; names: of the folders, as given; fingerprints: of their records; sizes, labels, weights: of the folders
-  where there are several, else None."""
+  where there are several, else None or ()."""
   folder: Folder
   meta: dict
   split: Split | Mixture
   names: list[str]
   fingerprints: list[str]
   sizes: list[int] | None = None
-  labels: list[str] | None = None
+  labels: Sequence[str] = ()
   weights: Sequence[float] | None = None
 
   def about(self, before: dict) -> dict:

@@ -68,12 +68,12 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
-    bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model'))
+    bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))
     guards.watchdog.beat('opening the data')
     create = functools.partial(create_state, seed, model=network, tx=tx)
     update, needs = fitted_update(
-        functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh)), network, loss,
-        model.get('remat'), jax.eval_shape(create), batches(0), mesh)
+        functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh), folders=found.labels),
+        network, loss, model.get('remat'), jax.eval_shape(create), batches(0), mesh)
     if dry_run:
       print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
             'was trained')

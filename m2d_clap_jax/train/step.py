@@ -1,5 +1,5 @@
 """The pre-training state and its update: pure functions; drivers jit, donate and shard them."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -80,22 +80,34 @@ def in_parts(function, parts: int, *arrays):
   return jax.tree.map(join, jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), jax.tree.map(split, arrays)))
 
 
-def contrast(audio: jax.Array, text: jax.Array, logit_scale: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Contrastive loss of paired embeddings [B, E] of the whole batch, and what is logged of it."""
+def contrast(audio: jax.Array, text: jax.Array, logit_scale: jax.Array, batch: Batch,
+             folders: Sequence[str]) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Contrastive loss of paired embeddings [B, E] of the whole batch, and what is logged of it.
+
+  folders: names of those that the batch is mixed from, whose numbers are its 'folder' int [B]. Each has its own loss in
+  the log: sum and number of its pairs, compared with all of the batch.
+  """
   loss, logits = losses.clip_loss(audio, text, logit_scale)
   diagonal = jnp.arange(logits.shape[0])
-  return loss, {'loss_clap': loss,
-                'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
-                'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
+  metrics = {'loss_clap': loss,
+             'retrieval_audio_to_text': jnp.mean(jnp.argmax(logits, axis=1) == diagonal),
+             'retrieval_text_to_audio': jnp.mean(jnp.argmax(logits, axis=0) == diagonal)}
+  if folders:
+    each = 0.5 * sum(losses.cross_entropies(logits))
+    own = batch['folder'] == jnp.arange(len(folders))[:, None]  # folders, B
+    sums = jnp.stack([jnp.where(own, each, 0).sum(1), own.sum(1)], axis=1)
+    metrics |= {f'loss_clap/{name}': pair for name, pair in zip(folders, sums)}
+  return loss, metrics
 
 
 def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2DCLAP, m2d_weight: float = 1.0,
-                  clap_weight: float = 0.01, accumulate: int = 1):
+                  clap_weight: float = 0.01, accumulate: int = 1, folders: Sequence[str] = ()):
   """L = m2d_weight * L_m2d + clap_weight * L_clap (M2D-CLAP, equation 3) and its parts.
 
   Args:
     batch: 'logmel' [B, F, T] raw and, with a CLAP head, 'text' [B, C] caption embeddings.
     accumulate: number of parts in which the batch is computed, to save memory; the result does not change.
+    folders: as in `contrast`.
   """
   def forward(logmel, mask):
     return masked_losses(params, target_params, logmel, mask, model=model)
@@ -104,7 +116,7 @@ def pretrain_loss(params, target_params, batch: Batch, mask: Mask, *, model: M2D
   metrics = {'loss_m2d': masked}
   if audio is not None:
     text = model.apply({'params': params}, batch['text'], method='project_text')
-    clap, of_clap = contrast(audio, text, params['logit_scale'])
+    clap, of_clap = contrast(audio, text, params['logit_scale'], batch, folders)
     loss += clap_weight * clap
     metrics |= of_clap
   return loss, metrics | {'loss': loss}
@@ -133,8 +145,8 @@ def pretrain_step(state: TrainState, batch: Batch, *, model: M2DCLAP, tx: optax.
                   ema_schedule: optax.Schedule, gather=None, **loss_options) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the online network by gradient and of the target network by moving average.
 
-  Returns the new state and scalar metrics. `gather` gathers parameters that are divided over devices (see
-  `sharding.gather`); `loss_options` are those of `pretrain_loss`.
+  Returns the new state and metrics, as `train.log.RunningMetrics` takes them. `gather` gathers parameters that are
+  divided over devices (see `sharding.gather`); `loss_options` are those of `pretrain_loss`.
   """
   mask = draw_mask(state.rng, state.step, batch['logmel'].shape[0], model=model)
   return apply_gradients(state, batch, mask, model=model, tx=tx, ema_schedule=ema_schedule, gather=gather,

@@ -8,10 +8,10 @@ import threading
 
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
-from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS, read_portable, save_card
+from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS, TEXT, read_portable, save_card
 
 SCHEME = 'hf://'
-FILES = CONFIG, TENSORS, CARD
+FILES = CONFIG, TENSORS, CARD, f'{TEXT}/*'
 _NAME = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 
 

@@ -1,23 +1,29 @@
 """The portable folder: tensors, a description and a model card, which open without orbax, TensorFlow and torch."""
+import functools
 import json
+import os
 import pathlib
+import shutil
+import sys
 
 from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, is_remote, read_bytes
+from m2d_clap_jax.text import flax_bert
 from m2d_clap_jax.weights import description
 from m2d_clap_jax.weights.core import Weights, check, family, overridden
 from m2d_clap_jax.weights.files import in_place, read_tensors
 from m2d_clap_jax.weights.names import to_flax, to_torch
 
 CONFIG, TENSORS, CARD = 'config.json', 'model.safetensors', 'README.md'
+TEXT = 'text_encoder'  # folder of tokenizer and configuration, where the model has a text encoder of its own
 FORMAT = 1  # of config.json
 _ADVICE = 'copy the folder again, or make it anew with `m2d-clap convert`'
 
 
 def save_portable(weights: Weights, folder):
-  """Writes model.safetensors, config.json and a model card into `folder` -> its path; UserError where that is
-  impossible."""
+  """Writes model.safetensors, config.json and a model card into `folder` -> its path, and tokenizer and configuration of a
+  text encoder that the model contains; UserError where that is impossible."""
   from safetensors.numpy import save_file
   folder = as_path(folder)
   complete = weights.with_tables()
@@ -32,11 +38,28 @@ def save_portable(weights: Weights, folder):
     sums.append(fields.checksum_of_file(path))
   in_place(folder / TENSORS, write)
   save_card(weights, folder)
+  if weights.text and weights.text_encoder:
+    _save_tokenizer(weights.text_encoder['name'], folder / TEXT)
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
             'classes': weights.classes, 'step': weights.step, 'tensors_checksum': sums[0]}
   _write_text(folder / CONFIG, json.dumps(fields.sealed(config), indent=2) + '\n')
   return folder
+
+
+def _save_tokenizer(name: str, folder):
+  """Copies them from the encoder that the text encoder was made from, or says that it will be needed."""
+  try:
+    source = flax_bert.find_folder(name, tensors=False)
+  except UserError as error:
+    print(f'notice: {folder.parent}: without the tokenizer of its text encoder, which whoever opens it needs: {error}',
+          file=sys.stderr)
+    return
+  if os.path.realpath(source) == os.path.realpath(folder):
+    return
+  for file in flax_bert.DESCRIPTION:
+    if (source / file).is_file():
+      in_place(folder / file, functools.partial(shutil.copyfile, source / file))
 
 
 def save_card(weights: Weights, folder):
@@ -49,7 +72,8 @@ def model_card(weights: Weights) -> str:
   encoder = weights.text_encoder
   rows = [('Kind', family(weights)), ('Parameters', f'{weights.num_parameters / 1e6:.1f} M'),
           ('Log-mel mean, deviation', '{:.4f}, {:.4f}'.format(*weights.network().norm_stats)),
-          ('Caption encoder', f'{encoder["name"]} ({encoder["pooling"]} pooling)' if encoder else 'none'),
+          ('Caption encoder', f'{"inside" if weights.text else encoder["name"]} ({encoder["pooling"]} pooling)' if encoder
+           else 'none'),
           ('Pre-training can continue', 'yes' if weights.complete else 'no: encoder only')]
   table = '\n'.join(f'| {name} | {value} |' for name, value in rows)
   use = 'model.embed(["sound.wav"])                    # transfer-learning features'
@@ -80,6 +104,8 @@ def read_portable(folder, overrides) -> Weights:
       model=_lists_to_tuples(config['model']), trees=trees, sample_rate=config['sample_rate'],
       text_encoder=config['text_encoder'], classes=config['classes'] and tuple(config['classes']), text=text,
       text_prefix=prefix, source=str(folder), step=config['step'])
+  if text and (folder / TEXT / CONFIG).is_file():
+    weights = overridden(weights, {'text_encoder': folder / TEXT})
   weights = overridden(weights, overrides)
   check(weights)
   return weights

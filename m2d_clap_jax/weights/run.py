@@ -10,7 +10,7 @@ from m2d_clap_jax.paths import is_remote
 from m2d_clap_jax.text.flax_bert import to_torch
 from m2d_clap_jax.train.checkpoint import read_parameters
 from m2d_clap_jax.weights import description
-from m2d_clap_jax.weights.core import Weights, check
+from m2d_clap_jax.weights.core import Weights, check, pooling_of
 
 
 def read_run(workdir) -> Weights:
@@ -33,9 +33,14 @@ def read_run(workdir) -> Weights:
            for tree, leaves in (('params', params), ('target', arrays.get('target_params')), ('tables', arrays.get('tables')))
            if leaves}
   weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
-                    text_encoder=encoder and {'pooling': 'mean', **encoder}, source=str(workdir), step=step)
+                    text_encoder=encoder and {'pooling': _pooling(encoder), **encoder}, source=str(workdir), step=step)
   check(weights)
   return weights
+
+
+def _pooling(encoder: dict) -> str:
+  """Of captions that were embedded before training: by preparation the mean, elsewhere what is known of the encoder."""
+  return 'mean' if encoder['hash'] else pooling_of(encoder['name'], 'mean')
 
 
 def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarray, sample_rate: int,
