@@ -47,6 +47,7 @@ def stage2():
   config.mesh = ConfigDict({'fsdp': placeholder(int)})  # as in pretrain.py
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})
   config.stall_seconds = 3600.0  # without any progress after which a run ends itself, with a message
+  config.wandb = placeholder(str)  # project of Weights & Biases to log to, beside TensorBoard; needs the extra wandb
   config.log_every = 50  # steps, as all that follow
   config.save_every = 1000
   config.evals_every = 1000

@@ -67,6 +67,7 @@ def base():
   config.mesh = ConfigDict({'fsdp': placeholder(int)})
   config.checkpoints = ConfigDict({'keep': 2, 'keep_every': placeholder(int)})  # steps between permanent checkpoints
   config.stall_seconds = 3600.0  # without progress after which a run ends itself with a message; 0: never
+  config.wandb = placeholder(str)  # project of Weights & Biases to log to, beside TensorBoard; needs the extra wandb
   config.log_every = 50  # steps, like the following intervals
   config.save_every = 1000
   config.statistics_every = 5000

@@ -1,7 +1,7 @@
 """Audio-text retrieval over a task's test clips: --config.init=MODEL --config.task=clotho --config.data.root=DIR"""
 from ml_collections import ConfigDict
 
-from configs.linear import common
+from m2d_clap_jax.configs.linear import common
 
 
 def get_config():

@@ -26,7 +26,7 @@ set_up() {
   rm -f .venv/.installed*  # an interrupted installation must not count as finished
   _pip install $quiet -r requirements.txt
   if [ -n "$extra" ]; then
-    _pip install $quiet -c requirements.txt -e ".[$extra]"
+    _pip install $quiet -c requirements.txt -e ".[train,$extra]"
     _pip install $quiet --no-deps -r requirements-demo.txt
     _described > ".venv/.installed$extra"
   else

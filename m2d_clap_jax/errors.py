@@ -8,6 +8,12 @@ import threading
 from collections.abc import Iterator
 
 EXIT_INTERRUPTED = 130  # as in shells
+INTERRUPTED_RUN = 'interrupted; the same command continues from the newest checkpoint'
+# Modules that the package works without until they are needed -> the extra of setup.cfg that installs them.
+EXTRAS = {**dict.fromkeys(('clu', 'matplotlib', 'ml_collections', 'optax', 'sklearn', 'tensorboard', 'tensorflow',
+                           'tensorflow_datasets'), 'train'),
+          'apache_beam': 'beam', 'gcsfs': 'gcs', 'gradio': 'demo', 'pyarrow': 'parquet', 's3fs': 's3', 'torch': 'torch',
+          'wandb': 'wandb'}
 
 
 class UserError(Exception):
@@ -15,6 +21,19 @@ class UserError(Exception):
 
   The message states what is wrong, where (file, key or value) and how to fix it.
   """
+
+
+def install(module: str) -> str:
+  """The command that installs a module of EXTRAS."""
+  return f"pip install 'm2d-clap-jax[{EXTRAS[module]}]'"
+
+
+def missing_extra(error: BaseException) -> str:
+  """A line to show where an import failed because an extra is not installed; '' of other errors."""
+  module = (getattr(error, 'name', '') or '').partition('.')[0]
+  if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
+    return ''
+  return f'this needs {module}, which is not installed: {install(module)}'
 
 
 def disk_full(error: BaseException | None) -> str:

@@ -65,7 +65,7 @@ class Encoder(AbsEncoder):
     if 'text' in inputs.dataset.column_names:
       lines = inputs.dataset.select_columns('text')
       parts.append(np.concatenate([self.pipeline.encode_text(texts) for texts in _groups(lines, 'text')]))
-    return parts[0] if len(parts) == 1 else sum(np.asarray(normalize(part)) for part in parts)
+    return parts[0] if len(parts) == 1 else np.sum([normalize(part) for part in parts], axis=0)
 
 
 class _Clip(AudioClip):

@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import EXTRAS, UserError, install
 
-# epath's schemes -> the package that serves each, and the extra of setup.cfg that installs it.
-SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3'), 'az': ('adlfs', None), 'hf': ('huggingface_hub', None)}
+# epath's schemes -> the package that serves each.
+SCHEMES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'hf': 'huggingface_hub'}
 # All go through fsspec. By default epath would use TensorFlow where it is installed: a different client, with different
 # settings and errors, and without s3.
 os.environ.setdefault('EPATH_USE_TF', '0')
@@ -40,10 +40,10 @@ def as_path(place) -> epath.Path:
     if scheme not in SCHEMES:
       raise UserError(f'{place}: {scheme}:// is not a known kind of store; known: '
                       + ', '.join(f'{name}://' for name in SCHEMES) + ', and local paths')
-    package, extra = SCHEMES[scheme]
+    package = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
-      raise UserError(f'{place}: {scheme}:// needs the package {package}: pip install '
-                      + (f"-e '.[{extra}]'" if extra else package))
+      raise UserError(f'{place}: {scheme}:// needs the package {package}: '
+                      + (install(package) if package in EXTRAS else f'pip install {package}'))
     _no_listings_kept(scheme)
     return epath.Path(place)
   return epath.Path(place).expanduser()

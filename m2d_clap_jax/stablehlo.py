@@ -103,5 +103,6 @@ def save(weights: Weights, path):
   about = {'model': family(weights), 'fingerprint': weights.fingerprint, 'sample_rate': weights.sample_rate,
            'classes': weights.classes, 'hop': LogMel.for_rate(weights.sample_rate).hop, 'platforms': PLATFORMS}
   with paths.replacing(path) as name, open(name, 'wb') as file:
-    np.savez(file, program=np.frombuffer(program.serialize(), np.uint8), about=np.array(json.dumps(about)), **parameters)
+    arrays = {'program': np.frombuffer(program.serialize(), np.uint8), 'about': np.array(json.dumps(about)), **parameters}
+    np.savez(file, allow_pickle=False, **arrays)
   return path

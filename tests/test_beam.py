@@ -112,7 +112,7 @@ def test_without_beam_one_line_says_what_to_install(tmp_path, monkeypatch, capsy
   manifest = corpus(tmp_path / 'audio', 2)
   assert run('prepare', f'--manifest={manifest}', '--text_encoder=none', f'--out={tmp_path / "out"}', '--beam') == 2
   error = capsys.readouterr().err
-  assert "pip install -e '.[beam]'" in error and error.count('\n') == 1
+  assert "pip install 'm2d-clap-jax[beam]'" in error and error.count('\n') == 1
 
 
 def test_the_command_passes_options_to_beam_and_tells_wrong_ones(tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import compile, costs, encode, loader, parts, prepare, train_step
 from benchmarks.report import Row, in_turns, table
-from configs import pretrain
+from m2d_clap_jax.configs import pretrain
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.train.step import create_state
 

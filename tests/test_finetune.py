@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 import m2d_clap_jax
-from configs.finetune import VARIANTS, get_config
 from m2d_clap_jax import weights
+from m2d_clap_jax.configs.finetune import VARIANTS, get_config
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.train import finetune, task_data

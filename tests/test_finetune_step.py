@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import m2d_clap_jax
-from configs.finetune import get_config
 from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.configs.finetune import get_config
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.tasks.decoded import SCALE

@@ -172,14 +172,14 @@ def test_a_device_that_is_not_there_is_told_in_a_line(tmp_path):
 
 
 def test_a_configuration_outside_the_checkout_builds_on_ours_and_is_shown_whole(tmp_path):
-  (tmp_path / 'mine.py').write_text('from configs import pretrain\n\n\ndef get_config():\n'
+  (tmp_path / 'mine.py').write_text('from m2d_clap_jax.configs import pretrain\n\n\ndef get_config():\n'
                                     "  config = pretrain.get_config('small_2s')\n  config.steps = 7\n  return config\n")
   done = main_py(f'--config={tmp_path}/mine.py', '--config.batch_size=9', '--config.print=True')
   assert done.returncode == 0, done.stderr
   shown = yaml.safe_load(done.stdout.replace('!!python/tuple', ''))
   assert shown['batch_size'] == 9 and shown['steps'] == 7 and shown['model']['width'] == 192
   wrong = main_py(f'--config={tmp_path}/mine.py', '--config.bach_size=9', '--config.print=True')
-  assert wrong.returncode == 2 and 'bach_size' in wrong.stderr and wrong.stderr.count('\n') == 1
+  assert wrong.stderr == 'error: --config: there is no setting bach_size; did you mean batch_size?\n'
 
 
 def test_a_dry_run_opens_data_and_model_and_trains_nothing(data, tmp_path, capsys, one_device):  # noqa: F811

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from m2d_clap_jax import errors
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'm2d_clap_jax'
 CORE = ['losses.py', 'train/step.py', 'train/clap_step.py', 'train/augment.py', 'train/optim.py',
@@ -20,8 +22,9 @@ ABSENT = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax',
 ROOMS = {
     'tensorflow': (r'data/\w+\.py', False),
     'tensorflow_datasets': (r'data/\w+\.py|tasks/fetch\.py', False),
-    'clu': (r'train/log\.py', False),  # pulls TensorFlow
+    'clu': (r'train/(log|wandb_writer)\.py', True),  # pulls TensorFlow; see the test of log.py below
     'tinysoundfont': (r'demo/corpus\.py', False),
+    'wandb': (r'train/wandb_writer\.py', True),
     'transformers': (r'text/\w+\.py', False),
     'huggingface_hub': (r'text/\w+\.py|weights/hub\.py', False),
     'apache_beam': (r'data/beam\.py', True),
@@ -33,14 +36,13 @@ ROOMS = {
     'gradio': (r'demo/page\.py', False),
     'starlette': (r'demo/service\.py', False),
     'orbax': (r'train/checkpoint\.py', True),
-    'librosa': (r'eval/plots\.py', False),
     'av': (r'audio/readers\.py', True),
     'soundfile': (r'audio/(decode|readers)\.py', True),
     'soxr': (r'audio/decode\.py', True),
     'sklearn': (r'eval/(logistic_probe|class_plots|metrics)\.py', False),
     'matplotlib': (r'eval/plots\.py', True),
     'pyarrow': (r'cli/embedding_files\.py', False),
-    'ml_collections': (r'(?!)', False),  # below the drivers nobody knows what a config is: main.py and configs/ only
+    'ml_collections': (r'train/main\.py', True),  # below the drivers nobody knows what a config is: the command and configs/ only
 }
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
@@ -57,7 +59,6 @@ FLOORS = (
 # Distribution -> what is imported of it, where the names differ.
 MODULES = {'absl-py': 'absl', 'scikit-learn': 'sklearn', 'tensorflow-cpu': 'tensorflow', 'orbax-checkpoint': 'orbax'}
 NOT_IMPORTED = {'importlib_resources', 'tensorboard'}  # of others, which do not declare them
-EXTRAS = {'torch', 'apache_beam', 'gradio', 'mteb', 'datasets', 'starlette'}  # of setup.cfg: each is imported when it is asked for
 DEMO = {'tinysoundfont'}  # requirements-demo.txt
 
 
@@ -160,15 +161,23 @@ def test_heavy_modules_are_imported_in_their_rooms_only():
       if not re.fullmatch(room, name) or at_top and not top_allowed:
         wrong.append(f'{name}:{line} imports {module}' + ' at its top' * at_top)
   assert not wrong
+  assert ('clu', True) not in [each[:2] for each in imports(PACKAGE / 'train' / 'log.py')], 'curves are read without TensorFlow'
+
+
+def declared(lines):
+  """Lines of requirements -> what is imported of them."""
+  names = {re.match(r'[\w.-]+', line)[0] for line in lines.split('\n') if line.strip()} - NOT_IMPORTED
+  return {MODULES.get(name, name.replace('-', '_')) for name in names}
 
 
 def test_setup_cfg_names_every_module_that_is_imported_and_no_other():
   parser = configparser.ConfigParser()
   parser.read(ROOT / 'setup.cfg')
-  lines = parser['options']['install_requires'].split('\n')
-  declared = {re.match(r'[\w.-]+', line)[0] for line in lines if line.strip()}
-  declared = {MODULES.get(name, name.replace('-', '_')) for name in declared - NOT_IMPORTED}
+  extras = {name: declared(lines) for name, lines in parser['options.extras_require'].items()}
+  always = declared(parser['options']['install_requires'])
   sources = [*PACKAGE.rglob('*.py'), *(ROOT / 'configs').glob('*.py'), ROOT / 'main.py']
   used = {module.partition('.')[0] for path in sources for module, _, _ in imports(path)}
-  used -= sys.stdlib_module_names | {'m2d_clap_jax', 'configs', *EXTRAS} | DEMO
-  assert used == declared
+  used -= sys.stdlib_module_names | {'m2d_clap_jax', *DEMO}
+  named = {module for module, extra in errors.EXTRAS.items() if module in extras[extra]}
+  assert used - named == always and named - used <= {'gcsfs', 's3fs'}, 'those two serve fsspec'
+  assert named == errors.EXTRAS.keys() - {'tensorboard'}

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 
-from configs.linear import get_config
+from m2d_clap_jax.configs.linear import get_config
 from m2d_clap_jax.eval import linear_protocol as protocol
 from m2d_clap_jax.eval.linear_protocol import Problem, Protocol
 

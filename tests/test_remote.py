@@ -269,7 +269,7 @@ def test_mistakes_with_stores_are_told(bucket, monkeypatch):
     from m2d_clap_jax.audio.logmel import LogMel
     worker.from_audio(f'{bucket}/audio/no.wav', LogMel.for_rate(16000), 30.0)
   monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match=r"s3://x/y: s3:// needs the package s3fs: pip install -e '.\[s3\]'"):
+  with pytest.raises(UserError, match=r"s3://x/y: s3:// needs the package s3fs: pip install 'm2d-clap-jax\[s3\]'"):
     paths.as_path('s3://x/y')
   with pytest.raises(UserError, match='s3://x/run: checkpoints can be on local disks and in gs:// buckets'):
     Checkpoints('s3://x/run')

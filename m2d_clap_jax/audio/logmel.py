@@ -154,8 +154,8 @@ def _constants(spec, sparse=False):
   return window.astype(np.float32), mel
 
 
-def mel_filters(spec: LogMel) -> np.ndarray:
-  """[F, N/2+1] float32: triangles of equal area, equally spaced on Slaney's mel scale, as librosa.filters.mel(norm='slaney').
+def mel_edges(spec: LogMel) -> np.ndarray:
+  """[F+2] Hz: filter f rises from edge f to its centre, edge f+1, and falls to edge f+2; equally spaced on Slaney's mel scale.
 
   The scale (Slaney's Auditory Toolbox, 1998) is linear up to 1000 Hz, 3 mel for 200 Hz, and logarithmic above, 27 mel for
   a factor of 6.4.
@@ -165,7 +165,12 @@ def mel_filters(spec: LogMel) -> np.ndarray:
   def to_mel(hertz):
     return 3 * hertz / 200 if hertz < 1000 else corner + math.log(hertz / 1000) / step
   mels = np.linspace(to_mel(spec.f_min), to_mel(spec.f_max), spec.n_mels + 2)
-  edges = np.where(mels < corner, mels * 200 / 3, 1000 * np.exp(step * (mels - corner)))  # Hz; F+2
+  return np.where(mels < corner, mels * 200 / 3, 1000 * np.exp(step * (mels - corner)))
+
+
+def mel_filters(spec: LogMel) -> np.ndarray:
+  """[F, N/2+1] float32: triangles of equal area, as librosa.filters.mel(norm='slaney')."""
+  edges = mel_edges(spec)
   bins = np.fft.rfftfreq(spec.n_fft, 1 / spec.sample_rate)
   rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
   falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]

@@ -116,7 +116,7 @@ class FFmpegSound:
             for part in resampler.resample(frame):
               if len(last):
                 yield last
-              last = part.to_ndarray().T
+              last = np.asarray(part.to_ndarray(), np.float32).T
               count += len(last)
           if count >= wanted:
             yield last

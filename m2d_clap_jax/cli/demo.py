@@ -7,7 +7,7 @@ def add_arguments(p):
   p.description = """\
 Serves a page on this machine: drop or record a sound, write labels or captions,
 and see its spectrogram and which of them fit. With --sounds, the page also
-searches those sounds by text. Needs gradio: pip install -e '.[demo]'."""
+searches those sounds by text. Needs gradio: pip install 'm2d-clap-jax[demo]'."""
   p.epilog = """\
 examples:
   m2d-clap demo runs/clips

@@ -6,7 +6,7 @@ import sys
 
 from absl import logging
 
-from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, interrupts_in_one_line
+from m2d_clap_jax.errors import EXIT_INTERRUPTED, UserError, disk_full, interrupts_in_one_line, missing_extra
 from m2d_clap_jax.startup import missing_device, prepare_process
 
 COMMANDS = {
@@ -40,8 +40,8 @@ def main(argv=None):
   except UserError as e:
     print(f'm2d-clap: {e}', file=sys.stderr)
     return 2
-  except (RuntimeError, AssertionError):
-    if not (reason := missing_device()):
+  except (RuntimeError, AssertionError, ModuleNotFoundError) as e:
+    if not (reason := missing_extra(e) or missing_device()):
       raise
     print(f'm2d-clap: {reason}', file=sys.stderr)
     return 2

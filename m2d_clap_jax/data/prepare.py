@@ -10,7 +10,7 @@ from m2d_clap_jax.audio.logmel import LogMel
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
 from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.data.vectors import Vectors
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.progress import Progress
 
@@ -211,7 +211,7 @@ def _pipeline():
   try:
     from m2d_clap_jax.data import beam
   except ImportError as error:
-    raise UserError(f"--beam needs Apache Beam ({error}): pip install -e '.[beam]'") from error
+    raise UserError(f'--beam needs Apache Beam ({error}): {install("apache_beam")}') from error
   return beam
 
 

@@ -18,7 +18,7 @@ from m2d_clap_jax.audio.decode import AudioError, load
 from m2d_clap_jax.audio.files import reason_of
 from m2d_clap_jax.demo import service
 from m2d_clap_jax.demo.limits import CAPTIONS, LABELS, MOST_SECONDS, MOST_UPLOAD, read_lines
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.losses import normalize
 from m2d_clap_jax.paths import files_under, is_remote
@@ -199,7 +199,7 @@ def serve(demo: Demo, *, host: str, port: int | None):
     try:
       import gradio
     except ImportError:
-      raise UserError("the page needs gradio: pip install -e '.[demo]'") from None
+      raise UserError(f'the page needs gradio: {install("gradio")}') from None
     page = build(demo, folder)
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # none from elsewhere
     try:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.audio.logmel import mel_edges
 
 # Okabe and Ito's palette: distinguishable with any colour vision. Black is kept for text.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -195,8 +196,7 @@ def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -
 
 def _in_hertz(ax, spec: LogMel):
   """Ticks at round frequencies on an axis of mel bins."""
-  import librosa
-  centres = librosa.mel_frequencies(spec.n_mels + 2, fmin=spec.f_min, fmax=spec.f_max)[1:-1]
+  centres = mel_edges(spec)[1:-1]
   ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000) if hertz < centres[-1]]
   ax.set_yticks(np.interp(ticks, centres, np.arange(spec.n_mels) + 0.5), [f'{hertz:,}' for hertz in ticks])
   ax.set_ylabel('Hz')

@@ -1,6 +1,7 @@
 """Find, download and load a BERT sentence encoder into Flax-transformers, without torch."""
 
 import atexit
+import copy
 import importlib.util
 import json
 import pathlib
@@ -74,11 +75,15 @@ def load_model(folder, tensors=None, dtype='float32'):
   from transformers import BertConfig, FlaxBertModel
   config = _read_config(folder, BertConfig)
   with quiet('transformers'):  # its Flax classes are deprecated: hence our pin
-    model = FlaxBertModel(config, dtype=dtype, _do_init=False, add_pooling_layer=False)
+    # Tracing the parameters of one layer, which stands for all, takes a fraction of the time.
+    shapes = FlaxBertModel(_with_layers(config, 1), _do_init=False, add_pooling_layer=False).params_shape_tree
+    module = FlaxBertModel.module_class(config, dtype=dtype, add_pooling_layer=False)
   tensors = tensors or _read_tensors(folder)
   names = [f'{POOLER}.dense.{leaf}' for leaf in ('weight', 'bias')]
   dense = {leaf: _value(leaf, tensors[name]) for leaf, name in zip(('kernel', 'bias'), names) if name in tensors}
-  return (model.module, config, _fill(model.params_shape_tree, tensors, folder),
+  layers = shapes['encoder']['layer']
+  shapes['encoder']['layer'] = {str(i): layers['0'] for i in range(config.num_hidden_layers)}
+  return (module, config, _fill(shapes, tensors, folder),
           {POOLER: {'dense': dense}} if len(dense) == len(names) else {})
 
 
@@ -129,6 +134,12 @@ def _config_values(folder):
   if values.get('position_embedding_type', 'absolute') != 'absolute':
     raise UserError(f'{folder}/config.json: only absolute position embeddings are supported')
   return values
+
+
+def _with_layers(config, count: int):
+  changed = copy.copy(config)
+  changed.num_hidden_layers = count
+  return changed
 
 
 def _read_tensors(folder):

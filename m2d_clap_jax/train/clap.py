@@ -41,7 +41,7 @@ def run(config, workdir: str):
 def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, projector: str, mask_ratio: float,
          data: dict, text: dict, batch_size: int, epochs: float, steps: int | None, model: dict, schedule: dict,
          optim: dict, loss: dict, mesh: dict, checkpoints: dict, stall_seconds: float, log_every: int, save_every: int,
-         evals_every: int, evals: dict):
+         evals_every: int, evals: dict, wandb: str | None):
   """Every argument is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key != 'workdir'}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every, evals_every=evals_every)
@@ -95,7 +95,8 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()), actions=[Every(log_every, functools.partial(found.log_counts, batches.order)),
                                               Every(evals_every, evaluations.evaluate)],
-          metadata=lambda: about, description=describe(network, found.split, state, devices, total), at_start=True)
+          metadata=lambda: about, description=describe(network, found.split, state, devices, total), at_start=True,
+          wandb=wandb, settings=settings)
 
 
 def make_tower(weights: Weights, dtype: str, *, encoder: str = '', pooling: str = 'mean',

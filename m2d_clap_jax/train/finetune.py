@@ -49,7 +49,7 @@ from m2d_clap_jax.workdir import own_workdir
 HEADS = 'random', 'linear'
 LAST_PATCH = 'drop', 'pad'
 RESULT = 'result.json'
-UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'runs')
+UNIMPORTANT = ('mesh', 'checkpoints', 'stall_seconds', 'log_every', 'save_every', 'wandb', 'runs')
 
 
 def run(config, workdir: str, dry_run: bool = False):
@@ -60,7 +60,7 @@ def run(config, workdir: str, dry_run: bool = False):
 def finetune(workdir: str, *, dry_run: bool = False, job: str, seed: int, task: str, init: str, data: dict, model: dict, head: str,
              last_patch: str, batch_size: int, epochs: int, schedule: dict, optim: dict, freeze_patch_embed: bool,
              augmentation: dict, sampling: dict, runs: int, mesh: dict, checkpoints: dict, stall_seconds: float,
-             log_every: int, save_every: int, evals_every: int):
+             log_every: int, save_every: int, evals_every: int, wandb: str | None):
   """Every argument but the first two is a key of the configuration, which documents it."""
   settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, epochs=epochs, runs=runs, log_every=log_every, save_every=save_every,
@@ -203,7 +203,8 @@ class FineTuning:
           batch_size=settings['batch_size'], learning_rate=rate, log_every=settings['log_every'],
           save_every=settings['save_every'] * epochs.steps, rows=meta.get('window', ()),
           actions=[Every(settings['evals_every'] * epochs.steps, evaluate)],
-          metadata=lambda: {'settings': settings, 'best': best.for_checkpoint()})
+          metadata=lambda: {'settings': settings, 'best': best.for_checkpoint()}, wandb=settings['wandb'],
+          settings=settings)
     return best
 
   def _evaluate(self, best: BestClassifier, state, log, clips, where: str, epoch: int, step: int, seed: int):

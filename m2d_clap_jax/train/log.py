@@ -1,4 +1,4 @@
-"""Logs the means of a run's metrics to TensorBoard files, metrics.jsonl and a line on the terminal."""
+"""Logs the means of a run's metrics to TensorBoard files, metrics.jsonl, Weights & Biases and a line on the terminal."""
 import contextlib
 import json
 import math
@@ -51,9 +51,11 @@ class RunLog:
     workdir: folder of metrics.jsonl and the TensorBoard files.
     step: the step that the run continues from; later rows, written before a kill, are dropped because those steps are
       repeated. None at the start of a run: all rows are dropped.
+    wandb: project of Weights & Biases to log to, too.
+    settings: of the run, shown there.
   """
 
-  def __init__(self, workdir, step: int | None, active: bool = True):
+  def __init__(self, workdir, step: int | None, active: bool = True, *, wandb: str | None = None, settings: dict | None = None):
     self.workdir, self.active = paths.as_path(workdir), active
     if not active:
       return
@@ -67,13 +69,19 @@ class RunLog:
       self._local = pathlib.Path(tempfile.mkdtemp(prefix='m2d_clap_log_'))
       (self._local / HISTORY).write_bytes(path.read_bytes())
     self._file = open(self._local / HISTORY, 'a')  # pylint: disable=consider-using-with
-    self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._local)))
+    writers = [metric_writers.SummaryWriter(str(self._local))]
+    if wandb:
+      from m2d_clap_jax.train.wandb_writer import WandbWriter
+      writers.append(WandbWriter(wandb, self.workdir, new=step is None))
+      writers[-1].write_hparams(settings or {})
+      self.note(f'wandb: {writers[-1].place}')
+    self._writers = metric_writers.AsyncWriter(metric_writers.MultiWriter(writers))
 
   def write(self, step: int, scalars: dict[str, float]):
     if self.active:
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
-      self._tensorboard.write_scalars(step, scalars)
+      self._writers.write_scalars(step, scalars)
       if time.monotonic() - self._last > UPLOAD_SECONDS:
         self.sync()
 
@@ -82,7 +90,7 @@ class RunLog:
     if the run were killed afterwards. UserError if the store refuses."""
     if not self.active or not paths.is_remote(self.workdir):
       return
-    self._tensorboard.flush()
+    self._writers.flush()
     self._last = time.monotonic()
     for path in sorted(self._local.iterdir()):
       size = path.stat().st_size
@@ -113,7 +121,7 @@ class RunLog:
       return
     with contextlib.suppress(Exception) if error else contextlib.nullcontext():  # the first error is the one to report
       self.sync()
-      with contextlib.closing(self._file), contextlib.closing(self._tensorboard):
+      with contextlib.closing(self._file), contextlib.closing(self._writers):
         pass
     if paths.is_remote(self.workdir):
       shutil.rmtree(self._local)

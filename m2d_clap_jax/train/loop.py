@@ -22,7 +22,8 @@ class Every(NamedTuple):
 def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, saved: Checkpoints, guards: Guards,
           mesh, total: int, batch_size: int, learning_rate: Callable, log_every: int, save_every: int,
           actions: Sequence[Every] = (), metadata: Callable[[], dict] = dict, rows: Sequence[dict] = (),
-          description: str = '', at_start: bool = False):
+          description: str = '', at_start: bool = False, wandb: str | None = None,
+          settings: dict | None = None):
   """Trains from `state.step` to step `total`, logging and saving in `workdir` -> the last state.
 
   The same state, batches and update give the same run, regardless of interruptions.
@@ -40,6 +41,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     rows: metrics since the last log row, from the checkpoint of `state`, whose JSON data contain them as 'window'.
     description: of the run, printed at its start.
     at_start: whether a new run also performs `actions` and saves before its first update.
+    wandb, settings: as in `RunLog`.
 
   Raises:
     UserError: a loss or gradient is not finite, or the disk refuses a checkpoint.
@@ -48,7 +50,8 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
   first, new = int(state.step), saved.latest() is None
   step = first
   with contextlib.ExitStack() as stack:
-    log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0))
+    log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0, wandb=wandb,
+                                     settings=settings))
     feed = stack.enter_context(contextlib.closing(prefetch(batches, first, total)))
     metrics, progress = RunningMetrics(batch_size, rows, saved.latest), StepProgress(first, total, log)
     if description:

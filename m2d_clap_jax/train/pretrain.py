@@ -41,7 +41,7 @@ def run(config, workdir: str, dry_run: bool = False):
 def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: str, data: dict, batch_size: int, epochs: float,
              steps: int | None, model: dict, schedule: dict, optim: dict, ema: dict, loss: dict, mesh: dict,
              checkpoints: dict, stall_seconds: float, log_every: int, save_every: int, statistics_every: int,
-             evals_every: int, evals: dict):
+             evals_every: int, evals: dict, wandb: str | None):
   """Every argument but the first two is a key of the configuration and explained there."""
   settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
@@ -91,7 +91,8 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about(before)},
-          description=needs + describe(network, split, state, mesh, total, int(state.step)), at_start=True)
+          description=needs + describe(network, split, state, mesh, total, int(state.step)), at_start=True,
+          wandb=wandb, settings=settings)
 
 
 def count_steps(steps: int | None, epochs: float, order: Order) -> int:

@@ -120,10 +120,12 @@ def expected_shapes(network: M2DCLAP) -> dict[str, dict[str, tuple]]:
   # One block of each kind is traced and represents the others, which makes loading a second faster.
   depths = {'encoder': network.depth, 'predictor': network.predictor_depth, 'audio_proj': network.semantic_depth}
   network = network.clone(depth=1, predictor_depth=1, semantic_depth=1)
-  mask = random_mask(jnp.zeros((1, network.num_patches)), num_visible(network.num_patches, network.mask_ratio))
-  text = None if network.text_width is None else jnp.zeros((1, network.text_width))
-  logmel = jnp.zeros((1, *network.input_size))
-  params = jax.eval_shape(functools.partial(network.init, jax.random.key(0)), logmel, mask, text)['params']
+
+  def make():
+    mask = random_mask(jnp.zeros((1, network.num_patches)), num_visible(network.num_patches, network.mask_ratio))
+    text = None if network.text_width is None else jnp.zeros((1, network.text_width))
+    return network.init(jax.random.key(0), jnp.zeros((1, *network.input_size)), mask, text)
+  params = jax.eval_shape(make)['params']
   shapes: dict[str, tuple[int, ...]] = {}
   for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
     count = depths[path.partition('/')[0]] if 'blocks_0' in path else 1

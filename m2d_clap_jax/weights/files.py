@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.paths import as_path, local_copy, replacing, size
 from m2d_clap_jax.weights.names import flax_path
 
@@ -94,8 +94,8 @@ def _read_pth(path, name: str) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError:
-    raise UserError(f"{path}: reading .pth files needs PyTorch: pip install -e '.[torch]', or convert the file "
-                    'to .safetensors elsewhere') from None
+    raise UserError(f'{path}: reading .pth files needs PyTorch: {install("torch")}, or convert the file to .safetensors '
+                    'elsewhere') from None
   try:
     others = _other_classes(name)
     if not others:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.paths import as_path
 from m2d_clap_jax.weights.core import TEXT_ENCODERS, TEXT_PREFIX, Weights, check, pooling_of, size_name
 from m2d_clap_jax.weights.files import in_place, read_tensors, text_prefix, unwrap, without_prefix
@@ -208,8 +208,7 @@ def save_pth(weights: Weights, folder, epoch: int = 0):
   try:
     import torch
   except ImportError:
-    raise UserError("writing .pth files needs PyTorch: pip install -e '.[torch]', or export a portable "
-                    'folder instead') from None
+    raise UserError(f'writing .pth files needs PyTorch: {install("torch")}, or export a portable folder instead') from None
   tensors = {name: torch.from_numpy(np.array(value)) for name, value in public_tensors(weights).items()}
   path = as_path(folder) / checkpoint_folder(weights, datetime.date.today()) / f'checkpoint-{epoch}.pth'
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from m2d_clap_jax import paths
-from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.weights.public import name_fields
 
@@ -107,7 +107,7 @@ def _take(name: str) -> pathlib.Path:
   """Unpacks and records the zip, put here by hand or else downloaded -> the checkpoint."""
   from m2d_clap_jax.weights import download
   if importlib.util.find_spec('torch') is None:  # report this before downloading a gigabyte
-    raise UserError(f"{name}: is a .pth file, which PyTorch reads: pip install -e '.[torch]'")
+    raise UserError(f'{name}: is a .pth file, which PyTorch reads: {install("torch")}')
   folder, archive, known = home() / name, home() / f'{name}.zip', _record(name)
   print(f'notice: {name}: its licence is {LICENCE}', file=sys.stderr)
   by_hand = folder.is_dir() or archive.exists()
