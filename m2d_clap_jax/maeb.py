@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault('USE_TF', '0')  # transformers, which mteb imports, fails on TensorFlow with Keras 3
 
+import jax.numpy as jnp
 import numpy as np
 from datasets import Audio
 from mteb.models import ModelMeta
@@ -65,7 +66,7 @@ class Encoder(AbsEncoder):
     if 'text' in inputs.dataset.column_names:
       lines = inputs.dataset.select_columns('text')
       parts.append(np.concatenate([self.pipeline.encode_text(texts) for texts in _groups(lines, 'text')]))
-    return parts[0] if len(parts) == 1 else np.sum([normalize(part) for part in parts], axis=0)
+    return parts[0] if len(parts) == 1 else np.sum([normalize(jnp.asarray(part)) for part in parts], axis=0)
 
 
 class _Clip(AudioClip):
