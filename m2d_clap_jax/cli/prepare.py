@@ -22,6 +22,7 @@ examples:
   m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips
   m2d-clap prepare --manifest=clips.csv --audio_root=wavs --out=data/clips --task=3/16
   m2d-clap prepare --manifest=t.csv --columns=file_name:path,caption:text --out=data/t
+  m2d-clap prepare --manifest=clips.csv --caption_embeddings=vectors.parquet --out=data/clips
   m2d-clap prepare --manifest=ESC-50-master --like=esc50 --out=data/esc50
   m2d-clap prepare --manifest=gs://b/clips.csv --out=gs://b/data --beam='--runner=DataflowRunner --project=p'"""
   source = p.add_mutually_exclusive_group(required=True)

@@ -72,8 +72,9 @@ def prepare(manifest, audio_root, out, *, text_encoder='thenlper/gte-base', samp
     settings = _settings(logmel, max_seconds, encoder, embedding_dtype)
     jobs = write.plan(rows, settings, num_shards, _stamps(audio_root, rows))
     if isinstance(encoder, Vectors):
-      jobs = [dataclasses.replace(job, stamps=job.stamps | encoder.stamps()) for job in jobs]
-      _reject_missing(rows, encoder, out)
+      stamps = encoder.stamps()
+      jobs = [dataclasses.replace(job, stamps=job.stamps | stamps) for job in jobs]
+      encoder.mark_missing(rows, os.path.join(out, 'missing_captions.txt'))  # not in the plan: it can be mended
     done = write.finished(out, jobs)
     todo = [job for job in _own(jobs, task) if job.name not in done]
     bank = None
@@ -154,23 +155,6 @@ def summary(meta, out):
     lines.append(f'  why files were rejected: {os.path.join(os.fspath(out), "rejected.csv")} '
                  '(once they are fixed, the same command writes their shards again)')
   return '\n'.join(lines)
-
-
-def _reject_missing(rows, vectors, out):
-  """Rejects the rows with a caption that has no vector, and lists these captions."""
-  missing = [text for text in all_captions(rows) if text not in vectors]
-  listed, total = os.path.join(out, 'missing_captions.txt'), len(all_captions(rows))
-  with write.writing(listed):
-    if not missing:
-      paths.as_path(listed).unlink(missing_ok=True)
-      return
-    paths.write_text(listed, ''.join(f'{text}\n' for text in missing))
-  without = set(missing)
-  hit = [row for row in rows if not row.reason and without.intersection(row.captions)]
-  for row in hit:
-    row.reason = f'no vector of its caption {next(text for text in row.captions if text in without)[:60]!r}'
-  print(f'notice: {len(missing)} of {total} captions have no vector and are listed in {listed}: their {len(hit)} clips are '
-        'rejected', file=sys.stderr)
 
 
 def _own(jobs, task):

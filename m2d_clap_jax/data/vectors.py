@@ -5,11 +5,13 @@ A .parquet file has the columns `caption` (text), `vector` (a list of E numbers)
 """
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from m2d_clap_jax import paths
+from m2d_clap_jax.data import write
 from m2d_clap_jax.errors import UserError
 
 COLUMNS = 'caption', 'vector', 'encoder'
@@ -57,6 +59,20 @@ class Vectors:
     """What changes when a file does, see `paths.stamps`."""
     return {path: stamp for path in self.files
             for stamp in paths.stamps(os.path.dirname(path), [os.path.basename(path)]).values()}
+
+  def mark_missing(self, rows, listed: str):
+    """Rejects the rows with a caption that has no vector, and lists these captions in the file `listed`, a line each."""
+    texts = dict.fromkeys(text for row in rows if not row.reason for text in row.captions)
+    missing = {text: None for text in texts if text not in self}
+    if not missing:
+      paths.as_path(listed).unlink(missing_ok=True)
+      return
+    write.write_text(listed, ''.join(f'{text}\n' for text in missing), alone=False)
+    hit = [row for row in rows if not row.reason and not missing.keys().isdisjoint(row.captions)]
+    for row in hit:
+      row.reason = f'no vector of its caption {next(text for text in row.captions if text in missing)[:60]!r}'
+    print(f'notice: {len(missing)} of {len(texts)} captions have no vector and are listed in {listed}: their {len(hit)} clips are '
+          'rejected', file=sys.stderr)
 
   def __call__(self, captions: Sequence[str]) -> np.ndarray:
     places = [self._places[caption] for caption in captions]

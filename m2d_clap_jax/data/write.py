@@ -120,7 +120,7 @@ def finished(out, shards):
   Raises:
     UserError: the folder was made otherwise.
   """
-  stamps, changed = {shard.name: shard.stamps for shard in shards}, []
+  stamps, changed = {shard.name: shard.stamps for shard in shards}, {}
   settings = {shard.name.rsplit('-', 3)[0]: shard.settings for shard in shards}
   found = {}
   there = paths.names_in(out)
@@ -135,11 +135,11 @@ def finished(out, shards):
     size, _ = sizes.get(f'{stem}.tfrecord', (None, None))
     if stem in stamps and size == sidecar['bytes']:
       new = _changed(sidecar.get('stamps'), stamps[stem])
-      changed += new
+      changed |= dict.fromkeys(new)
       if not new:
         found[stem] = sidecar
   if changed:
-    print(f'note: {out}: {len(changed)} files are not those that were prepared, such as {changed[0]}: their shards are '
+    print(f'note: {out}: {len(changed)} files are not those that were prepared, such as {next(iter(changed))}: their shards are '
           'written again', file=sys.stderr)
   return found
 
