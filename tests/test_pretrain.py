@@ -166,7 +166,8 @@ def test_a_mistake_in_the_command_is_one_line_that_says_what_to_do(options, word
     ('import no_such_module', "line 1: No module named 'no_such_module'"),
     ('def get_config(:\n', 'line 1: invalid syntax'),
     ('x = 1', "has no attribute 'get_config'"),
-    ('from m2d_clap_jax.configs import pretrain\ndef get_config():\n  config = pretrain.base()\n  config.batch_sise = 7\n  return config',
+    ('from m2d_clap_jax.configs import pretrain\ndef get_config():\n  config = pretrain.base()\n  config.batch_sise = 7\n'
+     '  return config',
      "config.batch_sise: unknown key; did you mean 'batch_size'? (FILE line 4)"),
 ])
 def test_a_mistake_in_a_configuration_is_reported_with_the_line_of_the_users_file(text, message, tmp_path):
