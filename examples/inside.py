@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import m2d_clap_jax
-from m2d_clap_jax.eval import class_plots, plots
+from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.attention import cls_attention
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 
@@ -37,8 +37,8 @@ mask = as_bool(random_mask(jax.random.uniform(jax.random.key(0), (1, patches)),
                            num_visible(patches, model.network.mask_ratio)))[0]
 scores = model.classify(sound, labels=captions, template='{}')[0]
 order = np.argsort(-scores)
-plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', title=sound,
-                  captions=[f'{captions[i]} ({scores[i]:.2f})' for i in order])
+plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', spec=model.logmel, title=sound,
+                  captions=[captions[i] for i in order], scores=scores[order])
 
 # %% [markdown]
 # What [CLS] attends to in the last block, head by head.
@@ -53,7 +53,6 @@ plots.attention_maps(logmel, maps, 'attention.png', spec=model.logmel, title=sou
 # %%
 frames, times = model.encode_frames(sound)
 unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
-seconds = [f'{time / 1000:.1f} s' for time in times[0]]
-class_plots.similarity_map(unit @ unit.T, seconds, seconds, 'frames.png', title='cosine similarity of frames',
-                     names=('time', 'time'))
+seconds = (times[0][-1] + times[0][1]) / 1000  # the stamps are those of the frames' beginnings
+plots.frame_similarity(unit @ unit.T, seconds, 'frames.png', title='similarity of frames')
 print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')

@@ -68,7 +68,7 @@ def test_the_demo_is_installed_once_and_run_with_the_options_given(launch):
 def test_the_tests_environment_serves_the_demo_but_not_the_other_way_round(launch):
   launch('local.sh')
   _, commands = launch('test.sh', '-k', 'words')
-  assert any('.[test]' in c for c in commands) and commands[-1].startswith('-m pytest -q -k words')
+  assert any('.[train,test]' in c for c in commands) and commands[-1].startswith('-m pytest -q -k words')
   assert len(launch('test.sh', '-x')[1]) == len(launch('local.sh')[1]) == 1
 
 

@@ -1,5 +1,6 @@
 """A run logs to Weights & Biases, too: the real package, offline."""
 import json
+import time
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -13,12 +14,16 @@ from tests.test_pretrain import one_device, tiny_config  # noqa: F401
 
 
 def records(file):
-  store, found = DataStore(), []
-  store.open_for_scan(str(file))
-  while content := store.scan_data():
-    record = wandb_internal_pb2.Record()
-    record.ParseFromString(content)
-    found.append(record)
+  """Those of a finished run: its last is of the kind `exit`, which wandb's own process may yet be writing."""
+  found = []
+  for _ in range(100):
+    store, found = DataStore(), []
+    store.open_for_scan(str(file))
+    while content := store.scan_data():
+      found.append(wandb_internal_pb2.Record.FromString(content))
+    if any(record.WhichOneof('record_type') == 'exit' for record in found):
+      break
+    time.sleep(0.3)
   return found
 
 

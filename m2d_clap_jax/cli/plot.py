@@ -74,7 +74,7 @@ def _curves(runs, names, folder):
       raise UserError(f'{run}: contains no metrics.jsonl with rows: name the --workdir of a run')
   path = folder / f'{"+".join(names)[:100]}_curves.png'
   if len(runs) == 1:
-    plots.loss_curves(histories[names[0]], path)
+    plots.loss_curves(histories[names[0]], path, title=names[0])
   else:
     plots.compared_curves(histories, path)
   return path
@@ -105,7 +105,7 @@ def _classes(pipeline, sounds, folder, name: str) -> list:
   features, audio, owners = _features(pipeline, sounds)
   classes = sorted(set(owners))
   labels = np.array([classes.index(owner) for owner in owners])
-  title = os.path.basename(os.path.normpath(sounds))
+  title = f'{name}, {os.path.basename(os.path.normpath(sounds))}'
   embeddings = folder / f'{name}_embeddings.png'
   written = [embeddings] if len(features) >= class_plots.FEWEST_EMBEDDINGS else []
   class_plots.embedding_map(features, labels, classes, embeddings, title=f'{title}: clip embeddings (t-SNE)')
@@ -116,7 +116,7 @@ def _classes(pipeline, sounds, folder, name: str) -> list:
     class_plots.draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
                              title=title, prefix=f'{name}_')
     class_plots.similarity_map(found['class_similarity'], classes, classes, folder / f'{name}_similarity.png',
-                               title=f'{title}: {100 * found["accuracy"]:.1f}%')
+                               title=f'{name}: {class_plots.MEAN_COSINES}')
     written += [folder / f'{name}_{kind}.png' for kind in ('similarity', 'confusion', 'classes')]
   if not written:
     raise UserError(f'{sounds}: {len(features)} usable sounds are too few for a map of embeddings, which needs '

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import tempfile
+import urllib.parse
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,7 +27,8 @@ from m2d_clap_jax.paths import files_under, is_remote
 
 MOST_FILES, MOST_BYTES = 200, 2 << 30  # that uploads and pictures may be
 FOUND = 5  # sounds shown of a search
-EXAMPLES = 'dog\nrain\nspeech\nmusic\nchurch bells'
+EXAMPLES = 'dog', 'rain', 'speech', 'music', 'church bells'  # for a model that does not say what it was trained on
+MOST_PROPOSED = 10
 
 
 class Demo:
@@ -36,6 +39,10 @@ class Demo:
     self.pipeline, self.files = pipeline, list(files)
     self.names = _names(files)
     self.embeddings = None if embeddings is None else np.asarray(normalize(embeddings))
+
+  def proposed(self) -> list[str]:
+    """Labels to begin with: some that the model was trained on, where it says."""
+    return [name.replace('_', ' ') for name in (self.pipeline.classes or self.pipeline.weights.labels or EXAMPLES)][:MOST_PROPOSED]
 
   def classify(self, sound: str | None, texts: str, kind: str = LABELS) -> tuple[np.ndarray, list[tuple[str, float]]]:
     """An audio file and lines of labels or captions -> (log-mel [F, T], [(text, cosine similarity)], the best first).
@@ -82,14 +89,21 @@ def _names(files: list[str]) -> dict[str, str]:
   return {file: os.path.relpath(place, above) for file, place in places.items()}
 
 
-def table(rows: list[tuple[str, float]], name: str) -> str:
-  """[(text, cosine)] as HTML: text, bar, number. A bar is as long as the similarity is above 0."""
-  def row(text: str, value: float) -> str:
-    return (f'<tr><td style="width:45%">{html.escape(text)}</td>'
-            f'<td><div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></td>'
+def table(rows: list[tuple[str, float]], name: str, players: Sequence[str] = ()) -> str:
+  """[(text, cosine)] as HTML: text, bar, number. A bar is as long as the similarity is above 0, on a scale up to 1.
+
+  players: for each row, an audio file to be heard.
+  """
+  def row(text: str, value: float, file: str = '') -> str:
+    player = file and (f'<td><audio controls preload="none" style="height:1.8em;width:15em" '
+                       f'src="/gradio_api/file={urllib.parse.quote(file)}"></audio></td>')
+    return (f'<tr><td>{html.escape(text)}</td>{player}<td style="width:40%"><div style="background:{plots.HIDDEN}">'
+            f'<div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></div></td>'
             f'<td style="width:4em;text-align:right">{value:.3f}</td></tr>')
-  return (f'<table style="width:100%"><tr><th style="text-align:left">{name}</th><th></th><th>cosine</th></tr>'
-          + ''.join(row(*each) for each in rows) + '</table>')
+  scale = ''.join(f'<span>{value}</span>' for value in ('0', '0.5', '1'))
+  return (f'<table style="width:100%"><tr><th style="text-align:left">{name}</th>{"<th></th>" * bool(players)}<th><div '
+          f'style="display:flex;justify-content:space-between;font-weight:normal">{scale}</div></th><th>cosine</th></tr>'
+          + ''.join(row(*each) for each in (zip(*zip(*rows), players) if players else rows)) + '</table>')
 
 
 def build(demo: Demo, folder: str):
@@ -107,15 +121,13 @@ def build(demo: Demo, folder: str):
   def classify(sound, texts, kind):
     logmel, rows = demo.classify(sound, texts, kind)
     path = os.path.join(folder, f'{uuid.uuid4().hex}.png')
-    plots.log_mel(logmel, path, title='Log-mel spectrogram')
+    plots.log_mel(logmel, path, spec=demo.pipeline.logmel, title='Log-mel spectrogram')
     remove_old_files(folder)
     return path, table(rows, kind.removesuffix('s'))
 
   def search(text):
     rows = demo.search(text)
-    return [table([(demo.names[file], score) for file, score in rows], 'sound'),
-            *[gradio.Audio(file, label=demo.names[file], visible=True) for file, _ in rows],
-            *[gradio.Audio(visible=False)] * (FOUND - len(rows))]
+    return table([(demo.names[file], score) for file, score in rows], 'sound', [os.path.abspath(file) for file, _ in rows])
 
   # Uploads and pictures are deleted an hour after they came, or earlier where there are many.
   with gradio.Blocks(title='M2D-CLAP', analytics_enabled=False, delete_cache=(60, 3600)) as page:
@@ -125,7 +137,7 @@ def build(demo: Demo, folder: str):
       with gradio.Column():
         sound = gradio.Audio(type='filepath', sources=['upload', 'microphone'], elem_id='sound', buttons=[],
                              label=f'Sound, at most {MOST_SECONDS // 60} minutes')
-        texts = gradio.Textbox(EXAMPLES, lines=6, elem_id='texts', label='It may be, one on each line:')
+        texts = gradio.Textbox('\n'.join(demo.proposed()), lines=6, elem_id='texts', label='It may be, one on each line:')
         kind = gradio.Radio([(f'labels: “{TEMPLATE.replace("{}", "dog")}”', LABELS), ('captions, as they are', CAPTIONS)],
                             value=LABELS, label='The lines are')
         button = gradio.Button('Compare', variant='primary', elem_id='compare')
@@ -139,9 +151,8 @@ def build(demo: Demo, folder: str):
                                 placeholder='a dog barks in the distance')
         find = gradio.Button('Search', variant='primary', elem_id='search')
         listed = gradio.HTML(elem_id='listed')
-        players = [gradio.Audio(visible=False, interactive=False, buttons=[]) for _ in range(FOUND)]
         for event in (find.click, wanted.submit):
-          event(told(search), [wanted], [listed, *players], show_progress='minimal')
+          event(told(search), [wanted], [listed], show_progress='minimal')
   return page
 
 

@@ -1,35 +1,51 @@
 """Figures about classes: confusions, similarities, scores, and a map of their clips."""
+import colorsys
+
 import numpy as np
 
 from m2d_clap_jax.eval import metrics, plots
 
 FEWEST_EMBEDDINGS = 5  # in a map
+MEAN_COSINES = "mean similarity of each class's clips and captions"
 
 
 def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
-  """Draws counts [C, C] (true classes in rows) as shares of each row, with percentages if there is room."""
+  """Draws counts [C, C] (true classes in rows, with their numbers of clips) as shares of each row, with percentages if
+  there is room."""
   matrix = np.asarray(matrix, np.float64)
   shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-  limit = max(1, shares.max(initial=0))
-  _map(shares, classes, classes, path, title, 'true', 'predicted', '% of the true class', (0, limit), '{:.0f}')
+  rows = _with_counts(classes, matrix.sum(axis=1))
+  limits = 0, max(1, shares.max(initial=0))
+  _map(shares, rows, classes, path, title, 'true class (clips)', 'predicted', '% of the true class', limits, '{:.0f}')
 
 
 def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> None:
-  """Draws cosine similarities [rows, C], by default of audio (clips or class means) in rows and texts in columns; NaN rows
-  stay grey. `names`: of rows and columns, if they are something else."""
+  """Draws cosine similarities [rows, C], by default of audio (clips or class means) in rows and texts in columns; 0 is
+  white, and NaN rows stay grey. `names`: of rows and columns, if they are something else."""
   similarity = np.asarray(similarity, np.float64)
-  limits = (np.nanmin(similarity), np.nanmax(similarity)) if np.isfinite(similarity).any() else (0, 1)
-  _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', limits, '{:.2f}')
+  limit = np.nanmax(np.abs(similarity)) if np.isfinite(similarity).any() else 1
+  _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', (-limit, limit), '{:.2f}',
+       cmap=plots.DIVERGING)
 
 
-def class_bars(values, classes, path, *, title: str = '', label: str = 'accuracy') -> None:
-  """Draws a bar for each class, the best first; values [C] in 0..1; NaN (a class without clips) is left out."""
-  values = np.asarray(values, np.float64)
+def class_bars(values, classes, path, *, counts, chance, title: str = '', label: str = 'accuracy') -> None:
+  """Draws a bar for each class, the best first; values [C] in 0..1; NaN (a class without clips) is left out.
+
+  Args:
+    counts: [C], numbers of clips, shown with the names.
+    chance: what random scores get, for all classes or for each [C]: a line across each bar.
+  """
+  values, chance = np.asarray(values, np.float64), np.broadcast_to(chance, len(classes))
   order = [i for i in np.argsort(-np.nan_to_num(values, nan=-1), kind='stable') if np.isfinite(values[i])]
   fig = plots.figure(7, 1.5 + 0.2 * max(4, len(order)))
   ax = plots.axes(fig, 1, 1, 1, title)
   ax.barh(range(len(order)), 100 * values[order], color=plots.COLOURS[0], height=0.75)
-  ax.set_yticks(range(len(order)), [str(classes[i]) for i in order], fontsize=8)
+  ax.vlines(100 * chance[order], np.arange(len(order)) - 0.5, np.arange(len(order)) + 0.5, colors='black', linewidth=1.2,
+            label='chance')
+  ax.legend(fontsize=8, frameon=False, loc='lower right')
+  names = _with_counts(classes, counts)
+  ax.set_yticks(range(len(order)), [names[i] for i in order], fontsize=8)
+  ax.set_ylabel('class (clips)')
   ax.invert_yaxis()
   ax.margins(y=0.01)
   ax.set_xlim(0, 100)
@@ -43,7 +59,8 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   """Draws features [n, D] of at most `most` clips in two dimensions (t-SNE); labels [n] are class numbers. Draws
   nothing for fewer than FEWEST_EMBEDDINGS clips.
 
-  Six colours combined with several markers distinguish classes without relying on colour alone.
+  Each class has a colour and a marker of its own, so that not colour alone tells it apart. There are no axes: of t-SNE's
+  coordinates only neighbourhoods mean something.
   """
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
@@ -59,15 +76,20 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
   columns = -(-len(present) // 32)
   fig = plots.figure(7 + 1.7 * columns, 6.5)
   ax = plots.axes(fig, 1, 1, 1, title)
-  for k, number in enumerate(present):
+  ax.axis('off')
+  for k, (number, colour) in enumerate(zip(present, class_colours(len(present)))):
     own = places[labels == number]
-    marks, colour = divmod(k, len(plots.COLOURS))
-    ax.scatter(own[:, 0], own[:, 1], s=14, color=plots.COLOURS[colour], marker='osD^vPX*'[marks % 8], alpha=0.75,
-               linewidths=0, label=str(classes[number]))
-  ax.set_xticks([])
-  ax.set_yticks([])
+    ax.scatter(own[:, 0], own[:, 1], s=18, color=colour, marker='os^DvPX*'[k % 8], alpha=0.85, linewidths=0,
+               label=f'{classes[number]} ({len(own)})')
   ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5), ncols=columns)
   plots.save(fig, path)
+
+
+def class_colours(count: int) -> list:
+  """As many different colours: the palette, or, for more, hues in golden sections of the circle, in three lightnesses."""
+  if count <= len(plots.COLOURS):
+    return list(plots.COLOURS[:count])
+  return [colorsys.hls_to_rgb(k * 0.618034 % 1, (0.35, 0.5, 0.65)[k % 3], 0.75) for k in range(count)]
 
 
 def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: str,
@@ -82,19 +104,21 @@ def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: 
   """
   targets, scores = np.asarray(targets), np.asarray(scores)
   if multi_label:
-    values, label = metrics.average_precision(targets, scores), 'average precision'
+    values, label, chance = metrics.average_precision(targets, scores), 'average precision', targets.mean(axis=0)
     title = f'{title}: mAP {100 * np.mean(values):.1f}%'
   else:
     labels, predictions = targets.argmax(axis=1), scores.argmax(axis=1)
     matrix = metrics.confusion_matrix(labels, predictions, len(classes))
-    values, label = metrics.per_class_accuracy(matrix), 'accuracy'
+    values, label, chance = metrics.per_class_accuracy(matrix), 'accuracy', 1 / len(classes)
     title = f'{title}: {100 * metrics.accuracy(predictions, labels):.1f}%'
     confusion_matrix(matrix, classes, folder / f'{prefix}confusion.png', title=title)
-  class_bars(values, classes, folder / f'{prefix}classes.png', title=title, label=label)
+  class_bars(values, classes, folder / f'{prefix}classes.png', counts=targets.sum(axis=0), chance=chance, title=title,
+             label=label)
   return dict(zip(classes, values.tolist()))
 
 
-def _map(values, rows, columns, path, title, row_name, column_name, scale_name, limits, text_format):
+def _map(values, rows, columns, path, title, row_name, column_name, scale_name, limits, text_format,
+         cmap=plots.SEQUENTIAL):
   if values.shape != (len(rows), len(columns)):
     raise ValueError(f'{values.shape} values for {len(rows)} rows and {len(columns)} columns')
   row_at, row_text = _label_runs(rows)
@@ -105,7 +129,7 @@ def _map(values, rows, columns, path, title, row_name, column_name, scale_name, 
   fig = plots.figure(max(4.5, across * len(column_at) + 3.2), max(4.0, body_height + 2.2))
   ax = plots.axes(fig, 1, 1, 1, title)
   ax.set_facecolor(plots.HIDDEN)
-  image = ax.imshow(np.ma.masked_invalid(values), cmap=plots.SEQUENTIAL, vmin=limits[0], vmax=limits[1], aspect='auto',
+  image = ax.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect='auto',
                     interpolation='nearest')
   size = 9 if few else 8
   every = max(1, round(0.15 / across))  # with hundreds of classes, only some are named
@@ -118,13 +142,16 @@ def _map(values, rows, columns, path, title, row_name, column_name, scale_name, 
   ax.spines[:].set_visible(False)
   ax.tick_params(length=0)
   if few and len(rows) <= 14:
-    middle = (limits[0] + limits[1]) / 2
     for (i, j), value in np.ndenumerate(values):
       if np.isfinite(value):
-        ax.text(j, i, text_format.format(value), ha='center', va='center', fontsize=8,
-                color='white' if value > middle else 'black')
+        dark = abs(value) > (0.5 if limits[0] == 0 else 0.65) * limits[1]
+        ax.text(j, i, text_format.format(value), ha='center', va='center', fontsize=8, color='white' if dark else 'black')
   fig.colorbar(image, ax=ax, label=scale_name, aspect=30, pad=0.02)
   plots.save(fig, path)
+
+
+def _with_counts(classes, counts) -> list[str]:
+  return [f'{name} ({int(count)})' for name, count in zip(classes, counts)]
 
 
 def _label_runs(names):

@@ -62,9 +62,15 @@ class ZeroShot:
     if self.multi_label:
       precisions = metrics.average_precision(targets, normalise(audio) @ normalise(text).T)
       return Result({'mAP': float(precisions.mean()), 'chance': metrics.chance(targets)},
-                    {'classes': functools.partial(class_plots.class_bars, precisions, classes, label='AP')})
+                    {'classes': functools.partial(class_plots.class_bars, precisions, classes, counts=targets.sum(axis=0),
+                                                  chance=targets.mean(axis=0), label='average precision')})
     result = zeroshot(audio, text, targets.argmax(axis=1))
-    similarity = functools.partial(class_plots.similarity_map, result['class_similarity'], classes, captions[:len(classes)])
+    # Templates are averaged: where there are several, no one caption stands for them.
+    columns = captions if len(self.templates) == 1 else names
+
+    def similarity(path, title):
+      where = title.partition(':')[0]  # 'NAME, step N', without the accuracy, which is not what this figure shows
+      class_plots.similarity_map(result['class_similarity'], classes, columns, path, title=f'{where}: {class_plots.MEAN_COSINES}')
     return Result({'accuracy': result['accuracy'], 'chance': result['chance']},
                   {**_confusion(result['confusion'], classes), 'similarity': similarity})
 
@@ -218,7 +224,7 @@ class Evaluations:
         for key, draw in figures.items():
           draw(log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {shown[0]}')
     if log.active and step:
-      plots.loss_curves(log.history(), log.workdir / 'curves.png')
+      plots.loss_curves(log.history(), log.workdir / 'curves.png', title=log.workdir.name)
 
 
 def project_text(variables, text, *, model: M2DCLAP):

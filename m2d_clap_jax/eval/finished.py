@@ -125,8 +125,8 @@ def zero_shot(opened: Task, extracted: Features, pipeline, seed: int, folder, *,
   if opened.multi_label:
     return {'score': float(np.mean(list(per_class.values()))), 'chance': metrics.chance(targets), 'per_class': per_class}
   result = zeroshot(audio, text, targets.argmax(axis=1))
-  title = f'{opened.name}, zero-shot: {100 * result["accuracy"]:.1f}%'
-  class_plots.similarity_map(result['class_similarity'], opened.classes, opened.captions, folder / 'similarity.png', title=title)
+  class_plots.similarity_map(result['class_similarity'], opened.classes, opened.names if templates else opened.captions,
+                             folder / 'similarity.png', title=f'{opened.name}: {class_plots.MEAN_COSINES}')
   return {'score': result['accuracy'], 'chance': result['chance'], 'per_class': per_class}
 
 

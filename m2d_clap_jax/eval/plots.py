@@ -16,15 +16,17 @@ from m2d_clap_jax.audio.logmel import mel_edges
 # Okabe and Ito's palette: distinguishable with any colour vision. Black is kept for text.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 SEQUENTIAL = 'Blues'  # one hue, so lightness alone encodes the values, on paper too
+DIVERGING = 'RdBu_r'  # of values around 0, which is white
+CHANCE = dict(color='0.4', linestyle=':', linewidth=1.2)
 HIDDEN = '#E6E6E6'
-FRAME_SECONDS = 0.01  # of a log-mel, at every rate
 
+_SCORE = re.compile(r'/(accuracy|mAP|R@1)$')
 # Panels of `loss_curves`: (title, pattern, log scale). A curve goes to the first panel whose pattern matches its name.
 _PANELS = (
   ('Loss', r'loss', False),
   ('Norms', r'norm', True),
   ('Retrieval in the batch', r'retrieval', False),
-  ('Evaluation', r'/(accuracy|mAP|R@1)$', False),
+  ('Evaluation', _SCORE.pattern, False),
   ('Learning rate', r'learning_rate|\blr\b', False),
   ('EMA decay', r'ema', False),
   ('Logit scale', r'logit_scale', False),
@@ -32,8 +34,8 @@ _PANELS = (
 )
 
 
-def loss_curves(history: dict, path) -> None:
-  """Draws training curves by step, one panel per kind of quantity.
+def loss_curves(history: dict, path, *, title: str = '') -> None:
+  """Draws training curves by step, one panel per kind of quantity, and the level of chance beside scores.
 
   Args:
     history: name -> (steps [n], values [n]). Names as logged ('train/loss_m2d', 'grad_norm', 'learning_rate',
@@ -58,15 +60,26 @@ def loss_curves(history: dict, path) -> None:
     names = panels[panel]
     ax = axes(fig, rows, columns, i + 1, title)
     for colour, name in zip(_cycle(len(names)), names):
-      _curve(ax, *history[name], colour, name.removesuffix('/accuracy').rsplit('/', 1)[-1].replace('_', ' '))
+      score = _SCORE.search(name)  # of which evaluation
+      _curve(ax, *history[name], colour, (name if score else name.rsplit('/', 1)[-1]).replace('/', ' ').replace('_', ' '))
+      if score:
+        _chance(ax, history, name, dict(CHANCE, color=colour))
     if log and not any(np.any(np.asarray(history[name][1]) <= 0) for name in names):
       ax.set_yscale('log')
     ax.set_xlabel('step')
     ax.grid(True, color='0.9', linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(names) > 1:
+    if len(names) > 1 or len(ax.get_lines()) > len(names):
       ax.legend(fontsize=8, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, columnspacing=1)
+  fig.suptitle(title, fontsize=11)
   save(fig, path)
+
+
+def _chance(ax, history, score: str, style: dict):
+  """A horizontal line at what chance gets of a score, where the history has that."""
+  _, values = history.get(_SCORE.sub('/chance', score), ((), ()))
+  if len(values):
+    ax.axhline(values[-1], **style, label='chance')
 
 
 def _curve(ax, steps, values, colour, label):
@@ -88,35 +101,37 @@ def _spread(values):
   return np.ptp(values) if len(values) else 0.0
 
 
-def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()) -> None:
+def masked_clip(logmel, mask, grid, patch, path, *, spec: LogMel, title: str = '', captions=(), scores=()) -> None:
   """Draws one clip as the model sees it: the log-mel above, and the patches visible to the online encoder below.
 
   Args:
     logmel: [F, T]; frames beyond the grid are not shown.
     mask: [N], 1 where the patch is masked; patch index = f * grid[1] + t.
     grid: (rows in frequency, columns in time). patch: (mel bins, frames).
-    captions: drawn under the title, one per line.
+    spec: of the log-mel, for the axes.
+    captions: drawn under the title, one per line, each with its score where there are `scores`.
   """
   height, width = grid[0] * patch[0], grid[1] * patch[1]
   logmel = np.asarray(logmel, np.float64)[:height, :width]
   hidden = np.kron(np.asarray(mask, bool).reshape(grid), np.ones(patch, bool))[:logmel.shape[0], :logmel.shape[1]]
   low, high = np.percentile(logmel, (1, 99.8))
   lines = [title] if title else []
-  lines += [f'“{textwrap.shorten(caption, 100, placeholder="…")}”' for caption in captions]
+  quoted = [f'“{textwrap.shorten(caption, 100, placeholder="…")}”' for caption in captions]
+  lines += [f'{text}  {score:.2f}' for text, score in zip(quoted, scores)] if len(scores) else quoted
   fig = figure(9, 4.8 + 0.2 * len(lines))
   share = 1 - np.mean(np.asarray(mask, bool))
-  seen = np.ma.array(logmel, mask=hidden)
+  seen, hop = np.ma.array(logmel, mask=hidden), spec.hop / spec.sample_rate
   panels = ((logmel, 'log-mel spectrogram'), (seen, f'visible to the online encoder ({share:.0%})'))
   for i, (values, name) in enumerate(panels):
     ax = axes(fig, 2, 1, i + 1, name)
     ax.set_facecolor(HIDDEN)
     image = ax.imshow(values, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=high, interpolation='nearest',
-                      extent=(0, logmel.shape[1] * FRAME_SECONDS, 0, logmel.shape[0]))
-    ax.set_ylabel('mel bin')
+                      extent=(0, logmel.shape[1] * hop, 0, logmel.shape[0]))
+    _in_hertz(ax, spec)
     ax.spines[:].set_visible(False)
   if grid[1] <= 80:  # outlines would cover narrower patches
     for x in np.arange(patch[1], logmel.shape[1], patch[1]):
-      ax.axvline(x * FRAME_SECONDS, color='white', linewidth=0.4)
+      ax.axvline(x * hop, color='white', linewidth=0.4)
   for y in np.arange(patch[0], logmel.shape[0], patch[0]):
     ax.axhline(y, color='white', linewidth=0.4)
   ax.set_xlabel('seconds')
@@ -125,16 +140,16 @@ def masked_clip(logmel, mask, grid, patch, path, *, title: str = '', captions=()
   save(fig, path)
 
 
-def log_mel(logmel, path, *, title: str = '') -> None:
-  """Draws one log-mel [F, T]."""
+def log_mel(logmel, path, *, spec: LogMel, title: str = '') -> None:
+  """Draws one log-mel [F, T] of the given settings."""
   logmel = np.asarray(logmel, np.float64)
   fig = figure(8, 3)
   ax = axes(fig, 1, 1, 1, title)
   low, high = np.percentile(logmel, (1, 99.8))
   image = ax.imshow(logmel, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=max(high, low + 1e-3),
-                    interpolation='nearest', extent=(0, logmel.shape[1] * FRAME_SECONDS, 0, logmel.shape[0]))
+                    interpolation='nearest', extent=(0, logmel.shape[1] * spec.hop / spec.sample_rate, 0, logmel.shape[0]))
   ax.set_xlabel('seconds')
-  ax.set_ylabel('mel bin')
+  _in_hertz(ax, spec)
   ax.spines[:].set_visible(False)
   fig.colorbar(image, ax=ax, label='log power', aspect=20, pad=0.01)
   save(fig, path)
@@ -160,6 +175,8 @@ def compared_curves(histories: dict[str, dict], path) -> None:
     for colour, (run, history) in zip(_cycle(len(histories)), histories.items()):
       if name in history and len(history[name][0]):
         _curve(ax, *history[name], colour, run)
+        if _SCORE.search(name):
+          _chance(ax, history, name, CHANCE)
     ax.set_xlabel('step')
     ax.grid(True, color='0.9', linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -191,6 +208,21 @@ def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -
   ax.set_xlabel('seconds')
   fig.colorbar(image, ax=fig.axes[1:len(panels)], label="share of [CLS]'s attention", aspect=30, pad=0.01)
   fig.suptitle(title, fontsize=10)
+  save(fig, path)
+
+
+def frame_similarity(similarity, seconds: float, path, *, title: str = '') -> None:
+  """Draws cosine similarities [T, T] of the frames of a sound, evenly spaced over its `seconds`."""
+  similarity = np.asarray(similarity, np.float64)
+  limit = np.abs(similarity).max()
+  fig = figure(6.4, 5.4)
+  ax = axes(fig, 1, 1, 1, title)
+  image = ax.imshow(similarity, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation='nearest', origin='lower',
+                    extent=(0, seconds, 0, seconds))
+  ax.set_xlabel('seconds')
+  ax.set_ylabel('seconds')
+  ax.spines[:].set_visible(False)
+  fig.colorbar(image, ax=ax, label='cosine similarity', aspect=30, pad=0.02)
   save(fig, path)
 
 

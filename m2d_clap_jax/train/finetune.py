@@ -223,7 +223,7 @@ class FineTuning:
     log.note(f'epoch {epoch}: {where} {metric} {100 * score:.2f}%, best {100 * best.result["score"]:.2f}% '
              f'(epoch {best.result["epoch"]})')
     if log.active:
-      plots.loss_curves(log.history(), log.workdir / 'curves.png')
+      plots.loss_curves(log.history(), log.workdir / 'curves.png', title=log.workdir.name)
 
   def _drop(self, u: float) -> tuple[int, int]:
     """Numbers of rows and columns that structured patchout drops in a step.

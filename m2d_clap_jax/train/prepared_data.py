@@ -1,11 +1,15 @@
 """The prepared folders that a run trains on."""
+import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from m2d_clap_jax.data.mixture import Mixture, check_settings
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.read import Folder, Split
 from m2d_clap_jax.errors import UserError
+
+LABELLED_CLIPS, MOST_LABELS = 200, 20  # that are looked at and recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,15 @@ class PreparedData:
     before: the JSON data of the checkpoint that it continues from, {} for a new run.
     """
     return {'logmel': self.meta['logmel'], 'text_encoder': self.meta['text_encoder'],
-            'data': before.get('data') or {'clips': self.split.num_clips, 'fingerprints': self.fingerprints}}
+            'data': before.get('data') or {'clips': self.split.num_clips, 'fingerprints': self.fingerprints,
+                                               'labels': self._frequent_labels}}
+
+  @functools.cached_property
+  def _frequent_labels(self) -> list[str]:
+    """The most frequent labels of some clips from all over the split, for those who use the model."""
+    numbers = range(0, self.split.num_clips, -(-self.split.num_clips // LABELLED_CLIPS))
+    found = collections.Counter(label for clip in self.split.clips(numbers) for label in clip.labels)
+    return [label for label, _ in found.most_common(MOST_LABELS)]
 
   def log_counts(self, order: Order, step: int, state, log):
     """How many clips of each folder the run has seen, as an action of `train.loop`."""

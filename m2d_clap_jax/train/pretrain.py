@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from m2d_clap_jax import sharding
+from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.data.authors import Dictionaries
 from m2d_clap_jax.data.batches import TrainingBatches, crop, embeddings
 from m2d_clap_jax.data.order import Order
-from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators
@@ -87,7 +87,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
-          actions=(Every(total, functools.partial(draw_masked_clip, split, network)),
+          actions=(Every(total, functools.partial(draw_masked_clip, found, network)),
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
                    Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
           metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about(before)},
@@ -221,14 +221,14 @@ def fitted_update(step: Callable, network: M2DCLAP, loss: dict, remat: str | Non
   return lambda state, batch, _: update(state, batch), needs and needs + '\n'
 
 
-def draw_masked_clip(split: Split, model: M2DCLAP, step: int, state, log):
+def draw_masked_clip(data: PreparedData, model: M2DCLAP, step: int, state, log):
   """At the start, writes mask.png into the workdir: the first training clip with the mask of the first update."""
   if step or not log.active:
     return
-  clip, mask = split.clip(0), draw_mask(state.rng, state.step, 1, model=model)
+  clip, mask = data.split.clip(0), draw_mask(state.rng, state.step, 1, model=model)
   logmel = crop(clip.logmel, model.grid[1] * model.patch_size[1], 0.0).astype(np.float32)
   plots.masked_clip(logmel, np.asarray(as_bool(mask))[0], model.grid, model.patch_size, log.workdir / 'mask.png',
-                    title=clip.key, captions=clip.captions)
+                    spec=LogMel.for_rate(data.meta['logmel']['sample_rate']), title=clip.key, captions=clip.captions)
 
 
 def describe(model: M2DCLAP, split, state, mesh, total: int, first: int = 0) -> str:

@@ -12,6 +12,10 @@ from m2d_clap_jax.errors import UserError
 RUN = 'wandb.txt'  # in the workdir: the identifier under which a run that continues is found again
 
 
+def offline() -> bool:
+  return os.environ.get('WANDB_MODE') == 'offline'
+
+
 class WandbWriter(metric_writers.MetricWriter):
   """Logs to a run of a project. wandb's own variables apply, such as WANDB_MODE=offline and WANDB_ENTITY.
 
@@ -29,14 +33,14 @@ class WandbWriter(metric_writers.MetricWriter):
     name = place.read_text().strip() if not new and place.exists() else wandb.util.generate_id()
     try:
       self._run = wandb.init(
-          project=project, name=os.path.basename(os.fspath(workdir).rstrip('/')), id=name, resume='allow',
+          project=project, name=os.path.basename(os.fspath(workdir).rstrip('/')), id=name, resume=None if offline() else 'allow',
           dir=tempfile.gettempdir() if paths.is_remote(workdir) else os.fspath(workdir),
           settings=wandb.Settings(console='off', silent=True))
     except wandb.errors.Error as error:
       raise UserError(f'config.wandb={project}: {" ".join(str(error).split())}: run `wandb login`, or set '
                       'WANDB_MODE=offline') from error
     paths.write_text(place, name + '\n')
-    self.place = self._run.url or self._run.dir  # where the curves are to be seen
+    self.place = self._run.dir if offline() else self._run.url  # where the curves are to be seen
 
   def write_scalars(self, step: int, scalars: Mapping):
     self._run.log({name: float(value) for name, value in scalars.items()}, step=step)

@@ -41,6 +41,7 @@ class Weights:
   text_encoder: {'name', 'pooling', 'hash', 'width'} of the captions' encoder; None without a CLAP head or where the
     source does not state it.
   classes: of a fine-tuned head, or None.
+  labels: some of the clips that it was trained on, the most frequent first; () where the source does not state them.
   text, text_prefix: tensors of a text encoder that the source contains, and the prefix of their names in files.
   source: origin of the weights, for messages.
   step: number of updates made by a run of this package.
@@ -50,6 +51,7 @@ class Weights:
   sample_rate: int = 16000
   text_encoder: dict | None = None
   classes: tuple[str, ...] | None = None
+  labels: tuple[str, ...] = ()
   text: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   text_prefix: str = TEXT_PREFIX
   source: str = ''

@@ -33,7 +33,8 @@ def read_run(workdir) -> Weights:
            for tree, leaves in (('params', params), ('target', arrays.get('target_params')), ('tables', arrays.get('tables')))
            if leaves}
   weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
-                    text_encoder=encoder and {'pooling': _pooling(encoder), **encoder}, source=str(workdir), step=step)
+                    text_encoder=encoder and {'pooling': _pooling(encoder), **encoder}, source=str(workdir), step=step,
+                    labels=tuple(meta.get('data', {}).get('labels', ())))
   check(weights)
   return weights
 
