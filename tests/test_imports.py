@@ -48,7 +48,7 @@ FLOORS = (
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear',
     r'eval(\..*)?|demo(\..*)?',
-    r'train(\..*)?',
+    r'train(\..*)?|planning(\..*)?',
     r'cli(\..*)?',
 )
 # Distribution -> what is imported of it, where the names differ.

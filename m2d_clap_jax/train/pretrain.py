@@ -193,7 +193,7 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
 
 def compiled(step: Callable, state, mesh):
   """`pretrain_step` as an update of `train.loop`, which reuses the memory of the state that it is given."""
-  update = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
+  update = sharding.jit_update(step, state, mesh)
   return lambda state, batch, _: update(state, batch)
 
 
