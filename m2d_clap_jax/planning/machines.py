@@ -1,5 +1,6 @@
 """TPUs by name: their data sheets, and their devices as the compiler sees them, on a machine that has none."""
 import importlib.util
+import math
 import os
 import re
 from typing import NamedTuple
@@ -25,7 +26,7 @@ CHIPS = {chip.name: chip for chip in (
     Chip('v5p', 459, 2765, 600, int(95.74 * 2 ** 30)),
     Chip('v6e', 918, 1638, 400, int(31.25 * 2 ** 30)))}
 # Number in a machine's name -> its grid of chips. v5p counts cores, of which a chip has two.
-FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+FLAT = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 GRIDS = {'v5e': FLAT, 'v6e': FLAT,
          'v5p': {8: '2x2x1', 16: '2x2x2', 32: '2x2x4', 64: '2x4x4', 128: '4x4x4', 256: '4x4x8', 512: '4x8x8',
                  1024: '8x8x8'}}
@@ -39,10 +40,7 @@ class Machine(NamedTuple):
 
   @property
   def devices(self) -> int:
-    count = 1
-    for side in self.grid.split('x'):
-      count *= int(side)
-    return count
+    return math.prod(map(int, self.grid.split('x')))
 
 
 def find(name: str) -> Machine:
@@ -58,8 +56,9 @@ def devices(machine: Machine) -> list:
   """The machine's devices, for meshes of programs that are compiled but not run. UserError without libtpu."""
   if not importlib.util.find_spec('libtpu'):
     raise UserError('compiling for a TPU needs libtpu, which runs on any Linux machine: pip install "m2d-clap-jax[tpu-compile]"')
-  # Not to ask the network which TPU this is, and beside other processes, as no device is opened.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  # No device is opened: the compiler need not ask the network which TPU this is, and may run beside other processes.
+  for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+                      'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}.items():
+    os.environ.setdefault(name, value)
   from jax.experimental import topologies
   return topologies.get_topology_desc(platform='tpu', topology_name=f'{machine.chip.name}:{machine.grid}').devices

@@ -68,7 +68,7 @@ class Instruction:
   name: str
   operation: str
   results: list[Array]
-  operands: list[str]
+  operands: list[str]  # names; of a parameter its number, of a constant its value
   rest: str
   root: bool
 
@@ -76,12 +76,6 @@ class Instruction:
     """The computation that an attribute like calls=%fused_computation.1 names, or ''."""
     found = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
     return found[1] if found else ''
-
-  @property
-  def trips(self) -> int:
-    """How often a loop's body runs, as far as the compiler knows; else 1."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.rest)
-    return int(found[1]) if found else 1
 
   @property
   def of(self) -> str:
@@ -118,7 +112,7 @@ def _instruction(line: str) -> Instruction | None:
   opening = end + operation.end() - 1
   closing = _closing(line, opening)
   inside = line[opening + 1:closing - 1]
-  operands = [inside] if operation[1] == 'parameter' else re.findall(r'%([\w.\-]+)', inside)
+  operands = [inside] if operation[1] in ('parameter', 'constant') else re.findall(r'%([\w.\-]+)', inside)
   return Instruction(found[2], operation[1], arrays(line[start:end]), operands, line[closing:], bool(found[1]))
 
 
@@ -143,9 +137,24 @@ class Program:
     for instruction in self.computations[name].values():
       yield name, instruction, times
       if instruction.operation == 'while':
-        yield from self.steps(instruction.attribute('body'), times * instruction.trips)
+        yield from self.steps(instruction.attribute('body'), times * self._trips(name, instruction))
       elif instruction.operation == 'call':
         yield from self.steps(instruction.attribute('to_apply'), times)
+
+  def _trips(self, computation: str, loop: Instruction) -> int:
+    """How often a loop runs: the number that its counter, which starts at 0, is compared with; 1 where that is not found."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
+      return int(known[1])
+    condition = self.computations[loop.attribute('condition')]
+    compared = [condition[name] for name in self._root(loop.attribute('condition')).operands if name in condition]
+    start = self.computations[computation][loop.operands[0]]
+    for each in compared:
+      if each.operation == 'get-tuple-element' and start.operation == 'tuple':  # handed to the loop from outside
+        each = self.computations[computation][start.operands[int(re.search(r'index=(\d+)', each.rest)[1])]]
+      if each.operation == 'constant' and each.operands[0].isdigit() and int(each.operands[0]):
+        return int(each.operands[0])
+    return 1
 
   def flops(self, computation: str, instruction: Instruction) -> float:
     """Of the matrix products in an instruction, once; a custom call states its own."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
@@ -55,6 +56,12 @@ class Needs(NamedTuple):
     return samples * sample_flops(model)['step'] / chip.teraflops / 1e12 / self.seconds(chip)
 
 
+def count_parameters(model: M2DCLAP) -> int:
+  """Of the online network."""
+  shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=optax.identity()))
+  return sum(x.size for x in jax.tree.leaves(shapes.params))
+
+
 def compile_update(model: M2DCLAP, devices, batch: int, fsdp: int = 1, **loss_options):
   """The driver's jitted update, compiled for a global batch on these devices -> (compiled, shapes of the state, mesh).
 
@@ -73,7 +80,7 @@ def compile_update(model: M2DCLAP, devices, batch: int, fsdp: int = 1, **loss_op
   try:
     return sharding.jit_update(step, shapes, mesh).lower(state, inputs).compile(), shapes, mesh
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r'Used ([\d.]+)([KMGT]) of', str(error))
+    used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or not used:
       raise
     raise OutOfMemory(int(float(used[1]) * 2 ** (10 * (1 + 'KMGT'.index(used[2]))))) from error
