@@ -5,7 +5,7 @@
 
 FLOP and bytes accessed are XLA's cost analysis of the compiled step, memory is its buffer assignment, both for this
 machine's kind of device. Each table varies one of `--size`, `--batch` and the configuration's clip length.
-For numbers of devices see benchmarks.scale. Needs only jax, flax, optax and numpy (and matplotlib for --plot).
+For TPUs and numbers of devices see benchmarks.tpu. Needs only jax, flax, optax and numpy (and matplotlib for --plot).
 """
 import argparse
 from typing import NamedTuple

@@ -20,8 +20,8 @@ from benchmarks.compiled import cost
 from benchmarks.report import Row, finish, in_turns
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
-from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
+from m2d_clap_jax.planning.arithmetic import sample_flops
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
@@ -34,32 +34,6 @@ VARIANTS = {
     'msm_mae': dict(text_width=None, predict='pixels', mask_ratio=0.75, predictor_width=384, predictor_depth=4,
                     predictor_heads=6)}
 BURST = 10  # calls dispatched at once to an accelerator, as in training; one on a CPU
-
-
-def block_flops(tokens: int, width: int, mlp_ratio: int = 4) -> float:
-  """Forward FLOP of one transformer block: qkv, projection and MLP, and the two products of attention."""
-  return 2 * tokens * width * width * (4 + 2 * mlp_ratio) + 4 * tokens * tokens * width
-
-
-def sample_flops(model: M2DCLAP) -> dict[str, float]:
-  """FLOP of one sample by the method's arithmetic, matrix products only: forward parts and a whole step.
-
-  Trained parts count three times (forward, gradients of inputs and of weights), the target encoder once. Excludes
-  recomputation, optimizer and EMA, and the B x B logits, which depend on the batch.
-  """
-  patches, pixels = model.num_patches, model.patch_size[0] * model.patch_size[1]
-  visible = num_visible(patches, model.mask_ratio)
-  width, narrow = model.width, model.predictor_width
-  out_width = pixels if model.predict == 'pixels' else width
-  encoder = model.depth * block_flops(1 + visible, width)
-  target = 0 if model.predict == 'pixels' else model.depth * block_flops(1 + patches - visible, width)
-  predictor = (model.predictor_depth * block_flops(1 + patches, narrow) + 2 * (1 + visible) * width * narrow
-               + 2 * (patches - visible) * narrow * out_width)
-  other = 2 * patches * pixels * width
-  if model.text_width is not None:
-    other += 4 * width * width + (0 if model.text_width == width else 2 * model.text_width * width)
-  return {'encoder': encoder, 'target': target, 'predictor': predictor,
-          'step': 3 * (encoder + predictor + other) + target}
 
 
 def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
@@ -153,15 +127,30 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
   return rows
 
 
+def add_model_options(parser, dtype: str = 'float32'):
+  parser.add_argument('--size', choices=PRESETS, default='base')
+  parser.add_argument('--variant', choices=VARIANTS, default='clap')
+  parser.add_argument('--model', nargs='*', default=[], metavar='FIELD=VALUE', help='e.g. depth=4 remat=cheap input_size=80,1008')
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default=dtype)
+
+
+def model_of(args, parser) -> M2DCLAP:
+  """The model that these options describe; ends with argparse's error where none can be made."""
+  fields = {**PRESETS[args.size], **VARIANTS[args.variant], 'dtype': args.dtype}
+  try:
+    fields |= {key: value if value.isidentifier() and value not in ('True', 'False', 'None') else ast.literal_eval(value)
+               for key, value in (field.split('=', 1) for field in args.model)}
+    return bind(M2DCLAP, fields, '--model')()
+  except (UserError, ValueError, SyntaxError) as error:
+    parser.error(str(error))
+
+
 def parse(argv):
   parser = argparse.ArgumentParser(prog='python -m benchmarks.train_step', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', choices=PRESETS, default='base')
-  parser.add_argument('--variant', choices=VARIANTS, default='clap')
-  parser.add_argument('--model', nargs='*', default=[], metavar='FIELD=VALUE', help='e.g. depth=4 input_size=80,1008')
+  add_model_options(parser)
   parser.add_argument('--batch', type=int, default=8)
   parser.add_argument('--steps', type=int, default=5, help=f'timed rounds: one step each on a CPU, {BURST} elsewhere')
-  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
                       help='also time an equivalent PyTorch step, in turns with this one')
@@ -169,13 +158,7 @@ def parse(argv):
   args = parser.parse_args(argv)
   if not args.matmul:
     args.matmul = [512, 1024, 2048] if jax.default_backend() == 'cpu' else [4096, 8192, 16384]
-  fields = {**PRESETS[args.size], **VARIANTS[args.variant], 'dtype': args.dtype}
-  try:
-    fields |= {key: ast.literal_eval(value) if value[:1].isdigit() else value
-               for key, value in (field.split('=', 1) for field in args.model)}
-    args.model = bind(M2DCLAP, fields, '--model')()
-  except (UserError, ValueError) as error:
-    parser.error(str(error))
+  args.model = model_of(args, parser)
   return args
 
 

@@ -122,6 +122,14 @@ def on_one_device(mesh: Mesh, tree):
   return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
 
 
+def jit_update(step: Callable, shapes, mesh: Mesh) -> Jitted:
+  """`Jitted` of an update `step(state, batch) -> (state, metrics)`, which reuses the memory of the state that it is given.
+
+  shapes: of the state, or the state itself.
+  """
+  return Jitted(step, mesh, donate_argnums=0, out_shardings=(of_state(shapes, mesh), replicated(mesh)))
+
+
 def table(shapes, mesh: Mesh) -> str:
   """A table of the state: one line per part, with values, bytes on each device, and how it is divided."""
   lines = [f'{"part":<24}{"values":>10}{"MB/device":>13}  divided over']

@@ -22,14 +22,17 @@ DEVICES, BATCH = 256, 512
 PROGRAM = '''
 import json, sys, jax
 jax.config.update('jax_num_cpu_devices', {devices})
-from benchmarks import compiled, scale
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.planning.program import Program
+from m2d_clap_jax.planning.update import compile_update, count_parameters
 model = M2DCLAP(input_size=(80, 48), width=64, depth=2, heads=2, predictor_width=32, predictor_depth=1,
                 predictor_heads=2, text_width=16)
 out = {{}}
 for fsdp in (1, 8):
-  program, shapes, mesh = scale.compile_step(model, {batch}, {devices}, fsdp)
-  out[fsdp] = {{'operations': compiled.collectives(program), 'parameters': scale.count_parameters(shapes),
+  compiled, shapes, mesh = compile_update(model, jax.devices(), {batch}, fsdp)
+  out[fsdp] = {{'operations': [(each.operation, [(x.kind, x.shape) for x in each.results])
+                              for each in Program(compiled.as_text()).collectives()],
+                'parameters': count_parameters(model),
                 'kernels': [list(x.shape) for tree in (shapes.params, shapes.target_params)
                             for x in jax.tree.leaves(tree) if x.ndim == 2]}}
 json.dump(out, sys.stdout)

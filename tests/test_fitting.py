@@ -30,32 +30,41 @@ def test_the_fastest_plans_come_first_and_what_is_given_stays():
   assert [plan.accumulate for plan in plans('cheap', None, 12)] == [1, 2, 4], 'parts that do not divide the samples'
 
 
-def program(plan):
-  """Needs 4 MB for each of its parts."""
-  return jax.jit(lambda x: jnp.sort(x)[::2]).lower(jax.ShapeDtypeStruct((2 ** 20 // plan.accumulate,), 'float32')).compile()
+def lowered(plan):
+  """Needs 4 MB, divided by the number of its parts."""
+  return jax.jit(lambda x: jnp.sort(x)[::2]).lower(jax.ShapeDtypeStruct((2 ** 20 // plan.accumulate,), 'float32'))
+
+
+class Failing:
+  """A program whose compilation fails."""
+
+  def __init__(self, message):
+    self.message = message
+
+  def compile(self):
+    raise jax.errors.JaxRuntimeError(self.message)
 
 
 def test_the_first_program_that_fits_is_taken_and_named():
-  need = memory_of(program(Plan('cheap', 2)))
-  taken, line = fit(program, plans('cheap', None, 8), need)
+  need = memory_of(lowered(Plan('cheap', 2)).compile())
+  taken, line = fit(lowered, plans('cheap', None, 8), need)
   assert memory_of(taken) == need and 'remat=cheap, accumulate=2' in line
 
 
+FULL = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 37.03G of 15.75G hbm'
+
+
 def test_a_compiler_that_runs_out_of_memory_is_asked_for_less():
-  def compile(plan):
-    if plan.accumulate < 4:
-      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 37.03G of 15.75G hbm')
-    return program(plan)
-  assert 'remat=cheap, accumulate=4' in fit(compile, plans(None, None, 8), 2 ** 30)[1]
-  with pytest.raises(UserError, match=r'remat=none, accumulate=1: 37.03G\): lower config.batch_size'):
-    fit(compile, plans('none', 1, 8), 2 ** 30)
+  def lower(plan):
+    return Failing(FULL) if plan.accumulate < 4 else lowered(plan)
+  assert 'remat=cheap, accumulate=4' in fit(lower, plans(None, None, 8), 2 ** 30)[1]
+  with pytest.raises(UserError, match=r'remat=none, accumulate=1: 37.0 GB\): lower config.batch_size'):
+    fit(lower, plans('none', 1, 8), 2 ** 30)
 
 
 def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory():
-  def compile(plan):
-    raise jax.errors.JaxRuntimeError('INTERNAL: broken')
   with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
-    fit(compile, plans(None, None, 8), 2 ** 30)
+    fit(lambda plan: Failing('INTERNAL: broken'), plans(None, None, 8), 2 ** 30)
 
 
 @functools.cache

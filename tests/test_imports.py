@@ -53,7 +53,7 @@ FLOORS = (
     r'api',
     r'data(\..*)?|tasks(\..*)?|hear|maeb|xares|stablehlo',
     r'eval(\..*)?|demo(\..*)?',
-    r'train(\..*)?',
+    r'train(\..*)?|planning(\..*)?',
     r'cli(\..*)?',
 )
 # Distribution -> what is imported of it, where the names differ.

@@ -18,6 +18,7 @@ COMMANDS = {
     'models': 'the released models that can be opened by name',
     'info': 'what a model is and how it was made',
     'convert': 'a model -> a portable folder, or a checkpoint for PyTorch',
+    'plan': 'settings for pre-training on a TPU, without one',
     'plot': 'curves of runs, and what a model attends to in a sound',
     'push': 'a portable folder -> the Hugging Face Hub',
     'pull': 'a model from the Hugging Face Hub',

@@ -201,21 +201,18 @@ def fitted_update(step: Callable, network: M2DCLAP, loss: dict, remat: str | Non
   Args:
     state: shapes; batch: this process's part of one.
   """
-  shardings = sharding.of_state(state, mesh)
-
   def jitted(plan):
     model = network.clone(remat=plan.remat, platform=sharding.platform(mesh))
-    return sharding.Jitted(functools.partial(step, model=model, **loss | {'accumulate': plan.accumulate}), mesh,
-                        donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    return sharding.jit_update(functools.partial(step, model=model, **loss | {'accumulate': plan.accumulate}), state, mesh)
 
-  def compiled(plan):
+  def lowered(plan):
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype,
                                                          sharding=sharding.over_batch(mesh)), batch)
-    return jitted(plan).lower(abstract(state, shardings), arrays).compile()
+    return jitted(plan).lower(abstract(state, sharding.of_state(state, mesh)), arrays)
   memory, given = sharding.device_memory(), loss.get('accumulate')
   if memory:
     samples = len(batch['logmel']) * jax.process_count() // mesh.size
-    update, needs = fit(compiled, plans(remat, given, samples), memory)
+    update, needs = fit(lowered, plans(remat, given, samples), memory)
   else:
     update, needs = jitted(Plan(remat or 'none', given or 1)), ''
   return lambda state, batch, _: update(state, batch), needs and needs + '\n'

@@ -1,0 +1,118 @@
+"""The pre-training update compiled for TPUs, without one: memory, arithmetic, traffic and communication of a device.
+
+  python -m benchmarks.tpu --topology v5e-8 --size base --batch 512             # minutes: three shallow models
+  python -m benchmarks.tpu --topology v5e-8 --size base --batch 2048 --model remat=cheap
+  python -m benchmarks.tpu --topology v5e-256 --size large --fsdp 2 --batch 2048
+
+The real update with the driver's shardings is compiled by the TPU's compiler (libtpu; `pip install -e '.[tpu-compile]'`).
+Without `--whole`, figures are those of models with one and two blocks in encoder and predictor,
+continued linearly to the model's depth. Flags of the compiler are read from LIBTPU_INIT_ARGS, as on a TPU.
+
+FLOP are those of the program's matrix products. Traffic is counted instruction by instruction in the program: operands
+and results in the main memory (layouts without S(1)), each once with the padding of its tiles; of slices and updates in
+place only the part; copies and slices that run asynchronously once; what is in a loop as often as it runs. A custom call
+(a Pallas kernel) counts with its operands and results, and with the FLOP of its own cost estimate. Rates of the machines
+are those of Google's documentation. The bound is max(FLOP / peak, traffic / bandwidth), then the communication beside
+which nothing runs: a real update takes longer.
+"""
+import argparse
+import collections
+import re
+
+import jax
+
+from benchmarks.report import Row, finish
+from benchmarks.train_step import add_model_options, model_of
+from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.planning import machines
+from m2d_clap_jax.planning.arithmetic import sample_flops
+from m2d_clap_jax.planning.program import Program
+from m2d_clap_jax.planning.update import Needs, compile_update, extrapolated, read
+from m2d_clap_jax.train.fitting import OutOfMemory
+
+GB, MB = 2 ** 30, 2 ** 20
+
+
+def rows_of(found: Needs, model, machine: machines.Machine, batch: int) -> list[Row]:
+  own, chip = batch / machine.devices, machine.chip
+  seconds = found.seconds(chip)
+  return [
+      Row('samples of a device', own, ''),
+      Row('state and batch', found.arguments / GB, 'GB'),
+      Row('temporary memory', found.temporary / GB, 'GB'),
+      Row('  of a sample', found.temporary / MB / own, 'MB'),
+      Row('memory: fits' if found.memory <= chip.memory else 'memory: DOES NOT FIT', found.memory / GB, 'GB',
+          chip.memory / GB, 'of the device'),
+      Row('arithmetic of a sample', found.flops / 1e9 / own, 'GFLOP', sample_flops(model)['step'] / 1e9, "the method's own"),
+      Row('traffic of a sample', found.traffic / 1e9 / own, 'GB'),
+      Row('arithmetic at the peak rate', 1e3 * found.flops / chip.teraflops / 1e12, 'ms'),
+      Row('traffic at the full rate', 1e3 * found.traffic / chip.bandwidth / 1e9, 'ms'),
+      Row('collectives: results', found.sent / MB, 'MB'),
+      Row('  of those beside other work', found.hidden / MB, 'MB', found.sent / MB, 'all'),
+      Row('  waited for at the full rate', 1e3 * found.waiting, 'ms'),
+      Row('an update, at least', 1e3 * seconds, 'ms'),
+      Row('samples of all devices, at most', batch / seconds, '1/s'),
+      Row('utilisation of the peak, at most', 100 * found.utilisation(model, own, chip), '%')]
+
+
+def largest(program: Program, number: int) -> list[Row]:
+  """The sources in the model that cause most traffic, blocks taken together."""
+  sizes = collections.Counter()
+  for where, each, times in program.steps():
+    source = re.sub(r'^jit\(\w+\)/|_\d+', '', each.of.partition(';')[0]) or f'(moved by the compiler: {each.operation})'
+    sizes[source] += times * program.traffic(where, each)
+  return [Row(source, size / MB, 'MB') for source, size in sizes.most_common(number)]
+
+
+def communication(program: Program) -> list[Row]:
+  """Each collective with at least 1 MB of results, in the program's order."""
+  rows = []
+  for each in program.collectives():
+    if each.times * each.bytes >= MB:
+      beside = sum(program.flops(*other) for other in each.during or ())
+      rows.append(Row(f'{each.operation} of {len(each.results)} arrays' + (f', {each.times} times' if each.times > 1 else '')
+                      + (', waited for' if each.during is None else f', beside {beside / 1e9:.0f} GFLOP'),
+                      each.bytes / MB, 'MB'))
+  return rows
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.tpu', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--topology', default='v5e-8', help='v5e-N, v5p-N or v6e-N, as Cloud TPU counts')
+  add_model_options(parser, dtype='bfloat16')
+  parser.add_argument('--batch', type=int, default=512, help='of all devices together')
+  parser.add_argument('--fsdp', type=int, default=1)
+  parser.add_argument('--accumulate', type=int, default=1)
+  parser.add_argument('--whole', action='store_true', help='compile the whole depth (Base: 10 minutes of an idle core and more)')
+  parser.add_argument('--largest', type=int, default=0, metavar='N', help='also the N largest causes of traffic')
+  parser.add_argument('--hlo', help='file to write the (last) compiled program to')
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  jax.config.update('jax_platforms', 'cpu')
+  model, programs = model_of(args, parser), []
+  settings = {key: value for key, value in vars(args).items() if key not in ('out', 'hlo', 'largest', 'variant') and value}
+  try:
+    machine = machines.find(args.topology)
+    devices = machines.devices(machine)
+  except UserError as error:
+    parser.error(str(error))
+
+  def measure(part) -> Needs:
+    compiled, _, _ = compile_update(part, devices, args.batch, args.fsdp, accumulate=args.accumulate)
+    if args.hlo:
+      with open(args.hlo, 'w', encoding='utf-8') as f:
+        f.write(compiled.as_text())
+    found, program = read(compiled, machine.chip)
+    programs.append(program)
+    return found
+  try:
+    found = measure(model) if args.whole else extrapolated(model, measure)
+    rows = rows_of(found, model, machine, args.batch) + communication(programs[-1]) + largest(programs[-1], args.largest)
+  except OutOfMemory as error:
+    rows = [Row('memory: DOES NOT FIT, needs at least', error.bytes / GB, 'GB', machine.chip.memory / GB, 'of the device')]
+  finish('tpu', settings, rows, {}, args.out)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,113 @@
+"""The pre-training update compiled for a TPU, and what it needs there, per device and update."""
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from m2d_clap_jax import sharding
+from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.planning import machines
+from m2d_clap_jax.planning.arithmetic import sample_flops
+from m2d_clap_jax.planning.machines import Chip, Machine
+from m2d_clap_jax.planning.program import Program
+from m2d_clap_jax.train.fitting import compiled
+from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
+from m2d_clap_jax.train.step import create_state, pretrain_step
+
+
+class Needs(NamedTuple):
+  """Of an update, per device.
+
+  arguments, temporary: bytes of state and batch, and of what lives during the update.
+  flops: of the matrix products. traffic: bytes read from and written to the main memory by the program's instructions,
+    each operand and result once, padding included, except arrays in the core's fast memory.
+  sent: bytes of collectives' results; hidden: those of collectives that run beside other work.
+  waiting: seconds of communication at the links' rate beside which nothing runs.
+  """
+  arguments: float
+  temporary: float
+  flops: float
+  traffic: float
+  sent: float
+  hidden: float
+  waiting: float
+
+  @property
+  def memory(self) -> float:
+    return self.arguments + self.temporary
+
+  def seconds(self, chip: Chip) -> float:
+    """The shortest possible time: arithmetic and traffic at the chip's full rates, beside each other, then waiting."""
+    return max(self.flops / chip.teraflops / 1e12, self.traffic / chip.bandwidth / 1e9) + self.waiting
+
+  def utilisation(self, model: M2DCLAP, samples: float, chip: Chip) -> float:
+    """At most this share of the peak rate: of the method's own arithmetic for `samples` per device."""
+    return samples * sample_flops(model)['step'] / chip.teraflops / 1e12 / self.seconds(chip)
+
+
+def count_parameters(model: M2DCLAP) -> int:
+  """Of the online network."""
+  shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=optax.identity()))
+  return sum(x.size for x in jax.tree.leaves(shapes.params))
+
+
+def compile_update(model: M2DCLAP, devices, batch: int, fsdp: int = 1, **loss_options):
+  """The driver's jitted update, compiled for a global batch on these devices -> (compiled, shapes of the state, mesh).
+
+  Raises OutOfMemory.
+  """
+  mesh = sharding.make_mesh(devices, fsdp)
+  tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
+  shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=tx))
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                       sharding.of_state(shapes, mesh))
+  inputs = {'logmel': (batch, *model.input_size)} | ({'text': (batch, model.text_width)} if model.text_width else {})
+  inputs = {key: jax.ShapeDtypeStruct(shape, np.float16, sharding=sharding.over_batch(mesh))
+            for key, shape in inputs.items()}
+  step = functools.partial(pretrain_step, model=model.clone(platform=sharding.platform(mesh)), tx=tx,
+                           ema_schedule=linear_ramp(0.9999, 1.0, 10000), gather=sharding.gather(mesh), **loss_options)
+  return compiled(sharding.jit_update(step, shapes, mesh).lower(state, inputs)), shapes, mesh
+
+
+def read(program_of, chip: Chip) -> tuple[Needs, Program]:
+  """A compiled update -> what it needs, and its program."""
+  memory, program = program_of.memory_analysis(), Program(program_of.as_text())
+
+  def least(instructions) -> tuple[float, float]:
+    counts = [(times * program.flops(where, each), times * program.traffic(where, each))
+              for where, each, times in instructions]
+    return sum(f for f, _ in counts), sum(t for _, t in counts)
+  flops, traffic = least(program.steps())
+  sent = hidden = waiting = 0.0
+  for each in program.collectives():
+    size = each.times * each.bytes
+    work = max(count / rate for count, rate in zip(
+        least((where, other, each.times) for where, other in each.during or ()), (chip.teraflops * 1e12, chip.bandwidth * 1e9)))
+    sent += size
+    hidden += size if work else 0
+    waiting += max(0.0, size * (2 if each.operation == 'all-reduce' else 1) / chip.links / 1e9 - work)
+  return Needs(memory.argument_size_in_bytes, memory.temp_size_in_bytes, flops, traffic, sent, hidden, waiting), program
+
+
+def extrapolated(model: M2DCLAP, measure: Callable[[M2DCLAP], Needs]) -> Needs:
+  """What a deep model needs, from three shallow ones: every figure grows by the same amount with each block of the
+  encoders and with each block of the predictor."""
+  encoder, predictor = min(model.depth, 1), min(model.predictor_depth, 1)
+  base = measure(model.clone(depth=encoder, predictor_depth=predictor))
+  deeper = measure(model.clone(depth=encoder + 1, predictor_depth=predictor))
+  longer = measure(model.clone(depth=encoder, predictor_depth=predictor + 1))
+  return Needs(*(a + (model.depth - encoder) * (b - a) + (model.predictor_depth - predictor) * (c - a)
+                 for a, b, c in zip(base, deeper, longer)))
+
+
+def needs(model: M2DCLAP, machine: Machine, batch: int, fsdp: int = 1, whole: bool = False, **loss_options) -> Needs:
+  """What an update of a global batch needs on a machine; with `whole` the model is compiled as it is, otherwise
+  as in `extrapolated`. Raises OutOfMemory and UserError."""
+  devices = machines.devices(machine)
+
+  def measure(part: M2DCLAP) -> Needs:
+    return read(compile_update(part, devices, batch, fsdp, **loss_options)[0], machine.chip)[0]
+  return measure(model) if whole else extrapolated(model, measure)
