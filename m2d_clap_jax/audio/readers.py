@@ -100,7 +100,9 @@ class FFmpegSound:
       self._stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
 
   def blocks(self, wanted: float) -> Iterator[np.ndarray]:
-    count, first, end = 0, None, None
+    count = 0
+    first: int | None = None
+    end: int | None = None
     last = np.zeros((0, 1), np.float32)  # is yielded when the next is there, or cut where the file says that sound ends
     resampler = av.AudioResampler(format='fltp')  # to float32, one row per channel; rate and channels unchanged
     with self._container as container:
@@ -128,7 +130,8 @@ class FFmpegSound:
 
   def _padding(self, count: int, size: int, first: int | None, end: int | None) -> int:
     """Samples by which an encoder filled its last frame, of `size` samples, where times are in samples, as in m4a; else 0."""
-    if first is None or end is None or self._stream.time_base * self.rate != 1:
+    tick = self._stream.time_base
+    if first is None or end is None or tick is None or tick * self.rate != 1:
       return 0
     padding = count - (end - first)
     return padding if 0 < padding < size else 0
