@@ -1,5 +1,6 @@
 """`m2d-clap demo`: a real browser on a real page, and what the page answers."""
 import asyncio
+import dataclasses
 import http.client
 import json
 import os
@@ -70,6 +71,20 @@ def test_what_cannot_be_compared_is_told(here, sound, texts, message):
            'cut': str(here.root / 'audio' / 'more' / 'cut.flac'), None: None}
   with pytest.raises(UserError, match=message):
     here.demo.classify(files[sound], texts)
+
+
+def test_labels_that_the_model_was_trained_on_are_proposed(here):
+  weights = here.model.weights
+  assert here.demo.proposed() == list(page.EXAMPLES), 'where the model does not say'
+  knows = m2d_clap_jax.load(dataclasses.replace(weights, labels=('church_organ', 'flute')))
+  assert page.Demo(knows).proposed() == ['church organ', 'flute']
+
+
+def test_bars_have_a_scale_and_sounds_a_small_player(here):
+  shown = page.table([('a "dog"', 0.25), ('b', -0.5)], 'sound', ['/tmp/a b.wav', '/tmp/c.wav'])
+  assert all(f'<span>{value}</span>' in shown for value in ('0', '0.5', '1'))
+  assert 'width:25.0%' in shown and 'width:0.0%' in shown and shown.count('<audio') == 2
+  assert 'src="/gradio_api/file=/tmp/a%20b.wav"' in shown and '<audio' not in page.table([('a', 0.1)], 'label')
 
 
 def test_mistakes_on_the_command_line_are_one_line(here, capsys):
@@ -154,7 +169,7 @@ def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found
   until(lambda: 'cosine' in one('#ranked').text)
   expected = here.model.classify(here.usable[0], labels=LABELS.splitlines())[0]
   order = np.argsort(-expected)
-  cells = one('#ranked').text.replace('\n', ' ').removeprefix('label cosine ')
+  cells = one('#ranked').text.replace('\n', ' ').removeprefix('label 0 0.5 1 cosine ')
   assert cells == ' '.join(f'{LABELS.splitlines()[i]} {expected[i]:.3f}' for i in order)
   image = until(lambda: one('#picture img'))
   assert until(lambda: int(image.get_attribute('naturalWidth'))) > 500
@@ -178,7 +193,7 @@ def test_in_a_browser_a_sound_is_compared_bad_ones_are_told_and_sounds_are_found
   one('#search').click()
   until(lambda: 'cosine' in one('#listed').text)
   found = here.demo.search('a dog barks')
-  assert one('#listed').text.split()[2::2] == [os.path.relpath(name, here.root / 'audio') for name, _ in found]
+  assert one('#listed').text.split()[5::2] == [os.path.relpath(name, here.root / 'audio') for name, _ in found]
   until(lambda: len(browser.find_elements('css selector', 'audio')) >= len(found))
   assert contents(folder / 'home') | contents(folder / 'work') == before
 

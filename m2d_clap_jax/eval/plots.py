@@ -17,7 +17,6 @@ from m2d_clap_jax.audio.logmel import mel_edges
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 SEQUENTIAL = 'Blues'  # one hue, so lightness alone encodes the values, on paper too
 DIVERGING = 'RdBu_r'  # of values around 0, which is white
-CHANCE = dict(color='0.4', linestyle=':', linewidth=1.2)
 HIDDEN = '#E6E6E6'
 
 _SCORE = re.compile(r'/(accuracy|mAP|R@1)$')
@@ -56,14 +55,14 @@ def loss_curves(history: dict, path, *, title: str = '') -> None:
   rows = -(-len(panels) // columns)
   fig = figure(4.6 * columns, 3.3 * rows)
   for i, panel in enumerate(sorted(panels, key=_PANELS.index)):
-    title, _, log = panel
+    kind, _, log = panel
     names = panels[panel]
-    ax = axes(fig, rows, columns, i + 1, title)
+    ax = axes(fig, rows, columns, i + 1, kind)
     for colour, name in zip(_cycle(len(names)), names):
       score = _SCORE.search(name)  # of which evaluation
       _curve(ax, *history[name], colour, (name if score else name.rsplit('/', 1)[-1]).replace('/', ' ').replace('_', ' '))
       if score:
-        _chance(ax, history, name, dict(CHANCE, color=colour))
+        _chance(ax, history, name, color=colour)
     if log and not any(np.any(np.asarray(history[name][1]) <= 0) for name in names):
       ax.set_yscale('log')
     ax.set_xlabel('step')
@@ -75,11 +74,12 @@ def loss_curves(history: dict, path, *, title: str = '') -> None:
   save(fig, path)
 
 
-def _chance(ax, history, score: str, style: dict):
+def _chance(ax, history, score: str, color: str = '0.4'):
   """A horizontal line at what chance gets of a score, where the history has that."""
   _, values = history.get(_SCORE.sub('/chance', score), ((), ()))
   if len(values):
-    ax.axhline(values[-1], **style, label='chance')
+    known = any(line.get_label() == 'chance' for line in ax.get_lines())
+    ax.axhline(values[-1], color=color, linestyle=':', linewidth=1.2, label='_' if known else 'chance')
 
 
 def _curve(ax, steps, values, colour, label):
@@ -176,7 +176,7 @@ def compared_curves(histories: dict[str, dict], path) -> None:
       if name in history and len(history[name][0]):
         _curve(ax, *history[name], colour, run)
         if _SCORE.search(name):
-          _chance(ax, history, name, CHANCE)
+          _chance(ax, history, name)
     ax.set_xlabel('step')
     ax.grid(True, color='0.9', linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
