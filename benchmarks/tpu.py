@@ -18,6 +18,7 @@ which nothing runs: a real update takes longer.
 import argparse
 import collections
 import re
+import sys
 
 import jax
 
@@ -31,6 +32,18 @@ from m2d_clap_jax.planning.update import Needs, compile_update, extrapolated, re
 from m2d_clap_jax.train.fitting import OutOfMemory
 
 GB, MB = 2 ** 30, 2 ** 20
+SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet
+TABLE = (
+    '--topology v5e-8 --size base --batch 512',
+    '--topology v5e-8 --size base --batch 512 --model remat=cheap',
+    '--topology v5e-8 --size base --batch 2048 --model remat=cheap',
+    '--topology v5e-256 --size base --batch 2048 --model remat=cheap',
+    '--topology v5p-8 --size base --batch 2048 --model remat=cheap',
+    '--topology v5p-128 --size base --batch 2048 --model remat=cheap',
+    '--topology v6e-8 --size base --batch 2048 --model remat=cheap',
+    '--topology v5e-256 --size large --batch 2048 --fsdp 2 --model remat=cheap',
+    '--topology v5p-128 --size large --batch 2048 --model remat=cheap',
+    '--topology v6e-8 --size large --batch 2048 --model remat=cheap')
 
 
 def rows_of(found: Needs, model, machine: machines.Machine, batch: int) -> list[Row]:
@@ -76,27 +89,9 @@ def communication(program: Program) -> list[Row]:
   return rows
 
 
-def main(argv=None):
-  parser = argparse.ArgumentParser(prog='python -m benchmarks.tpu', description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--topology', default='v5e-8', help='v5e-N, v5p-N or v6e-N, as Cloud TPU counts')
-  add_model_options(parser, dtype='bfloat16')
-  parser.add_argument('--batch', type=int, default=512, help='of all devices together')
-  parser.add_argument('--fsdp', type=int, default=1)
-  parser.add_argument('--accumulate', type=int, default=1)
-  parser.add_argument('--whole', action='store_true', help='compile the whole depth (Base: 10 minutes of an idle core and more)')
-  parser.add_argument('--largest', type=int, default=0, metavar='N', help='also the N largest causes of traffic')
-  parser.add_argument('--hlo', help='file to write the (last) compiled program to')
-  parser.add_argument('--out', help='JSON file to write')
-  args = parser.parse_args(argv)
-  jax.config.update('jax_platforms', 'cpu')
-  model, programs = model_of(args, parser), []
-  settings = {key: value for key, value in vars(args).items() if key not in ('out', 'hlo', 'largest', 'variant') and value}
-  try:
-    machine = machines.find(args.topology)
-    devices = machines.devices(machine)
-  except UserError as error:
-    parser.error(str(error))
+def measured(args, model, machine: machines.Machine) -> tuple[Needs, Program]:
+  """What the update needs, and the last program that was compiled for it. Raises OutOfMemory."""
+  programs, devices = [], machines.devices(machine)
 
   def measure(part) -> Needs:
     compiled, _, _ = compile_update(part, devices, args.batch, args.fsdp, accumulate=args.accumulate)
@@ -106,11 +101,61 @@ def main(argv=None):
     found, program = read(compiled, machine.chip)
     programs.append(program)
     return found
+  found = measure(model) if args.whole else extrapolated(model, measure)
+  return found, programs[-1]
+
+
+def table_row(options: str) -> str:
+  """A row of docs/scale.md."""
+  args, model, machine = parse(options.split())
+  cells = [f'`{options}`']
   try:
-    found = measure(model) if args.whole else extrapolated(model, measure)
-    rows = rows_of(found, model, machine, args.batch) + communication(programs[-1]) + largest(programs[-1], args.largest)
+    found, _ = measured(args, model, machine)
+    own, seconds = args.batch / machine.devices, found.seconds(machine.chip)
+    cells += [f'{own:g}', f'{found.memory / GB:.1f} of {machine.chip.memory / GB:.2f}', f'{found.temporary / MB / own:.0f}',
+              f'{found.traffic / 1e9 / own:.2f}', f'{1e3 * seconds:.1f}',
+              f'{100 * found.utilisation(model, own, machine.chip):.0f}%', f'{SAMPLES / args.batch * seconds / 3600:.1f}']
+  except OutOfMemory as error:
+    cells += [f'{args.batch / machine.devices:g}', f'{error.bytes / GB:.1f}: too much', *[''] * 5]
+  return f'| {" | ".join(cells)} |'
+
+
+def parse(argv):
+  """-> (arguments, model, machine)."""
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.tpu', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--topology', default='v5e-8', help='v5e-N, v5p-N or v6e-N, as Cloud TPU counts')
+  add_model_options(parser, dtype='bfloat16')
+  parser.add_argument('--batch', type=int, default=512, help='of all devices together')
+  parser.add_argument('--fsdp', type=int, default=1)
+  parser.add_argument('--accumulate', type=int, default=1)
+  parser.add_argument('--whole', action='store_true', help='compile the whole depth (Base: 10 minutes of an idle core and more)')
+  parser.add_argument('--table', action='store_true', help="print docs/scale.md's table, row by row, instead")
+  parser.add_argument('--largest', type=int, default=0, metavar='N', help='also the N largest causes of traffic')
+  parser.add_argument('--hlo', help='file to write the (last) compiled program to')
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  try:
+    return args, model_of(args, parser), machines.find(args.topology)
+  except UserError as error:
+    parser.error(str(error))
+
+
+def main(argv=None):
+  args, model, machine = parse(argv)
+  jax.config.update('jax_platforms', 'cpu')
+  if args.table:
+    for options in TABLE:
+      print(table_row(options), flush=True)
+    return
+  settings = {key: value for key, value in vars(args).items() if key not in ('out', 'hlo', 'largest', 'variant') and value}
+  try:
+    found, program = measured(args, model, machine)
+    rows = rows_of(found, model, machine, args.batch) + communication(program) + largest(program, args.largest)
   except OutOfMemory as error:
     rows = [Row('memory: DOES NOT FIT, needs at least', error.bytes / GB, 'GB', machine.chip.memory / GB, 'of the device')]
+  except UserError as error:
+    sys.exit(f'python -m benchmarks.tpu: {error}')
   finish('tpu', settings, rows, {}, args.out)
 
 

@@ -18,7 +18,7 @@ set_up() {
   if _described | cmp -s - ".venv/.installed$extra"; then
     return
   fi
-  echo 'Installing into .venv (about 4 GB on disk); the first time this takes minutes.' >&2
+  echo 'Installing into .venv (4 to 5 GB on disk); the first time this takes minutes.' >&2
   if [ -t 1 ]; then
     quiet=
   fi
