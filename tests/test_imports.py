@@ -42,7 +42,7 @@ ROOMS = {
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir|fields|startup',
+    r'options|paths|progress|locks|workdir|fields|startup|processor',
     r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.(checkpoint|sums)',
     r'text(\..*)?|weights(\..*)?',
     r'api',

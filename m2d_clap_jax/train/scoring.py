@@ -2,12 +2,12 @@
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.models.classifier import Classifier
+from m2d_clap_jax.processor import jit
 from m2d_clap_jax.train.finetune_step import Inputs, score
 from m2d_clap_jax.train.task_data import Data
 
@@ -23,8 +23,8 @@ class Scorer:
 
   def __init__(self, classifier: Classifier, data: Data, inputs: Inputs, mesh, progress: Callable[[str], None]):
     self._data, self._mesh, self._progress = data, mesh, progress
-    self._score = jax.jit(functools.partial(score, model=classifier, inputs=inputs), static_argnames='method',
-                          out_shardings=sharding.replicated(mesh))
+    self._score = jit(functools.partial(score, model=classifier, inputs=inputs), static_argnames='method',
+                      out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, clips, draws: np.ndarray | None = None,
                method: str = '__call__') -> tuple[np.ndarray, np.ndarray]:
