@@ -12,8 +12,10 @@ LOAD = os.getloadavg()[0]  # before the benchmark adds its own; figures of a bus
 
 @dataclasses.dataclass
 class Timing:
-  """Seconds of each timed call, and the largest growth of the process in MB during any of them."""
+  """Seconds of each timed call, the processor's seconds (user and system, all threads) of each, and the largest growth of
+  the process in MB during any of them."""
   seconds: list[float]
+  processor: list[float]
   grew_mb: float
 
   @property
@@ -23,6 +25,11 @@ class Timing:
   @property
   def median(self) -> float:
     return statistics.median(self.seconds)
+
+  @property
+  def work(self) -> float:
+    """Median of the processor's seconds, which other programs on the machine affect least."""
+    return statistics.median(self.processor)
 
 
 @dataclasses.dataclass
@@ -47,19 +54,20 @@ def in_turns(functions: dict, rounds: int, warm_up: int = 1, pause: float = 0.0)
     warm_up: calls of each before its first timed one.
     pause: seconds of rest before each timed call, so that other thread pools stop spinning.
   """
-  seconds = {name: [] for name in functions}
+  seconds, processor = {name: [] for name in functions}, {name: [] for name in functions}
   grew = dict.fromkeys(functions, 0.0)
   for round_ in range(-warm_up, rounds):
     for name, function in functions.items():
       time.sleep(pause)
       before = start_peak()
-      start = time.perf_counter()
+      start, start_work = time.perf_counter(), time.process_time()
       function()
-      elapsed = time.perf_counter() - start
+      elapsed, work = time.perf_counter() - start, time.process_time() - start_work
       grew[name] = max(grew[name], peak_mb() - before)
       if round_ >= 0:
         seconds[name].append(elapsed)
-  return {name: Timing(seconds[name], grew[name]) for name in functions}
+        processor[name].append(work)
+  return {name: Timing(seconds[name], processor[name], grew[name]) for name in functions}
 
 
 def start_peak() -> float:

@@ -1,13 +1,15 @@
-"""The same update, and the encoder alone, in plain PyTorch for comparison: same sizes, PyTorch's best settings.
+"""The same update, and the encoder alone, in PyTorch with timm's blocks for comparison: same sizes, PyTorch's best settings.
 
 Only the cost is meant to be the same, not the numbers: weights are initialised by torch, positions are random.
 """
+import functools
 import time
 
 import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from m2d_clap_jax.errors import UserError
@@ -16,24 +18,10 @@ from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT, LOGIT_SCALE_MAX
 from m2d_clap_jax.models.masking import num_visible
 
 
-class Block(nn.Module):
-
-  def __init__(self, width, heads):
-    super().__init__()
-    self.heads = heads
-    self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
-    self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-    self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-  def forward(self, x):
-    b, l, d = x.shape
-    query, key, value = self.qkv(self.norm1(x)).view(b, l, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-    x = x + self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, l, d))
-    return x + self.mlp(self.norm2(x))
-
-
 def transformer(width, depth, heads):
-  return nn.Sequential(*(Block(width, heads) for _ in range(depth)), nn.LayerNorm(width, 1e-6))
+  """timm's blocks (with scaled_dot_product_attention) and a final norm, as in the authors' implementation."""
+  norm = functools.partial(nn.LayerNorm, eps=1e-6)
+  return nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)), norm(width))
 
 
 def take(x, index):

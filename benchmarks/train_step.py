@@ -22,6 +22,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.planning.arithmetic import sample_flops
+from m2d_clap_jax.processor import jit
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
@@ -49,13 +50,13 @@ def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
 class JaxStep:
   """`pretrain_step` compiled as the driver compiles it, with its state; calling it does `burst` updates."""
 
-  def __init__(self, model: M2DCLAP, batch: dict, burst: int):
+  def __init__(self, model: M2DCLAP, batch: dict, burst: int, jit=jit):
     tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
     create = functools.partial(create_state, 0, model=model, tx=tx)
     self.state, self.batch, self.burst = jax.jit(create)(), batch, burst
     jax.block_until_ready(self.state)
-    update = jax.jit(functools.partial(pretrain_step, model=model, tx=tx, ema_schedule=linear_ramp(0.9999, 1.0, 10000)),
-                     donate_argnums=0)
+    update = jit(functools.partial(pretrain_step, model=model, tx=tx, ema_schedule=linear_ramp(0.9999, 1.0, 10000)),
+                 donate_argnums=0)
     start = time.perf_counter()
     self.compiled = update.lower(self.state, batch).compile()
     self.compile_seconds = time.perf_counter() - start
@@ -83,6 +84,8 @@ def main(argv=None):
   step = JaxStep(model, batch, burst)
   products = matrix_products(args.dtype, args.matmul, burst)
   functions = {'step': step, **products}
+  if args.default:
+    functions['default'] = JaxStep(model, batch, burst, jit=jax.jit)
   if args.torch:
     from benchmarks.torch_step import TorchStep
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
@@ -121,9 +124,9 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
   if peak:
     rows.append(Row('peak memory of the device', peak / 2 ** 20, 'MB'))
   if args.torch:
-    other = timings['torch'].best / burst
-    rows.append(Row(f'PyTorch step ({args.torch}), best', 1e3 * other, 'ms'))
-    rows.append(Row('samples', args.batch / best, '1/s', args.batch / other, 'PyTorch in the same run'))
+    rows += against(args, timings, 'torch', burst, f'PyTorch ({args.torch})')
+  if args.default:
+    rows += against(args, timings, 'default', burst, "XLA's default products")
   return rows
 
 
@@ -145,6 +148,14 @@ def model_of(args, parser) -> M2DCLAP:
     parser.error(str(error))
 
 
+def against(args, timings, name: str, burst: int, which: str) -> list[Row]:
+  """The step beside another one timed in the same run."""
+  own, other = timings['step'], timings[name]
+  return [Row(f'step with {which}, best', 1e3 * other.best / burst, 'ms'),
+          Row('samples', args.batch * burst / own.best, '1/s', args.batch * burst / other.best, f'{which} in the same run'),
+          Row('the same by processor time', args.batch * burst / own.work, '1/s', args.batch * burst / other.work, which)]
+
+
 def parse(argv):
   parser = argparse.ArgumentParser(prog='python -m benchmarks.train_step', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,6 +165,7 @@ def parse(argv):
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
                       help='also time an equivalent PyTorch step, in turns with this one')
+  parser.add_argument('--default', action='store_true', help="also time the step with the products of XLA's default, in turns")
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   if not args.matmul:

@@ -13,12 +13,6 @@ else
   set_up
 fi
 
-if [ "$(uname -s)" = Linux ]; then
-  # XLA's CPU client returns its work memory to the system after every step and gets it back page by page, zeroed.
-  # Keeping it in the process saves a small model about a tenth of its processor time.
-  tunables=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$tunables:glibc.malloc.arena_max=1}
-fi
 # Spares a second run the compilation. Inside .venv, because another version of JAX cannot use the cache.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/cache/jax}
 

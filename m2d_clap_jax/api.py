@@ -14,6 +14,8 @@ from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.inputs import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import inference
+from m2d_clap_jax.processor import jit
+from m2d_clap_jax.startup import keep_memory
 from m2d_clap_jax.weights import Weights, family, read
 
 TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot classification
@@ -35,6 +37,7 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 
   Raises:
     UserError: there is no usable model.
   """
+  keep_memory()
   return Pipeline(path if isinstance(path, Weights) else read(path, **overrides), dtype=dtype, batch_size=batch_size)
 
 
@@ -66,10 +69,10 @@ class Pipeline:
     self._batch_size = batch_size * self._mesh.size
     self._chunker = Chunker(self.logmel, frames=self.network.input_size[1], patch=self.network.patch_size[1],
                             columns=self.network.grid[1], pad=self.network.norm_stats[0])
-    self._pooled = jax.jit(functools.partial(inference.pooled, network=self.network))
-    self._columns = jax.jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
-    self._project = jax.jit(functools.partial(inference.project, network=self.network))
-    self._project_text = jax.jit(functools.partial(inference.project_text, network=self.network))
+    self._pooled = jit(functools.partial(inference.pooled, network=self.network))
+    self._columns = jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
+    self._project = jit(functools.partial(inference.project, network=self.network))
+    self._project_text = jit(functools.partial(inference.project_text, network=self.network))
 
   def __repr__(self) -> str:
     seconds = self.network.input_size[1] * self.logmel.hop / self.sample_rate

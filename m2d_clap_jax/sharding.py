@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from m2d_clap_jax import processor
 from m2d_clap_jax.errors import UserError
 
 # The first pattern that matches a parameter's path determines which of its axes is divided over `fsdp`. A kernel is
@@ -96,7 +97,8 @@ class Jitted:
   """
 
   def __init__(self, function: Callable, mesh: Mesh, **options):
-    self._function, self._mesh = jax.jit(function, **options), mesh
+    compile_for = processor.jit if platform(mesh) == 'cpu' else jax.jit
+    self._function, self._mesh = compile_for(function, **options), mesh
 
   def __call__(self, *args, **kwargs):
     with jax.set_mesh(self._mesh):

@@ -1,10 +1,17 @@
 """What a command or a run sets in its process before JAX and its neighbours are imported. The user's own values win."""
+import ctypes
+import functools
+import glob
 import os
 import platform
 import zlib
 
 CACHE = 'JAX_COMPILATION_CACHE_DIR'
 MOST_BYTES = 4 * 10**9  # of compiled programs; those not used for longest go first
+# Parameters of mallopt and their numbers in glibc's malloc.h: no block has a mapping of its own, nothing is given back to the
+# system, and all threads share one heap (those of further threads are given back whatever the threshold).
+MMAP_MAX, TRIM_THRESHOLD, ARENA_MAX = -4, -1, -8
+ACCELERATORS = '/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9]*'
 
 
 def prepare_process():
@@ -12,8 +19,28 @@ def prepare_process():
   # TensorFlow only reads and writes files here: its start-up notices would bury ours.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  keep_memory()
   os.environ.setdefault('USE_TORCH', '0')  # transformers would import it, which takes seconds, for Flax classes
   _keep_compiled_programs()
+
+
+@functools.cache
+def keep_memory() -> bool:
+  """Tells the C library to keep freed memory in the process; whether it does.
+
+  XLA's CPU client frees its work memory after every step, and the system would hand it out again page by page, zeroed. To be
+  called before JAX starts its threads, later it has no effect. Does nothing without glibc, where there is an accelerator
+  (unless JAX_PLATFORMS=cpu), or where the environment sets how memory is allocated (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_
+  ...).
+  """
+  if any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', ''):
+    return False
+  if os.environ.get('JAX_PLATFORMS') != 'cpu' and any(map(glob.glob, ACCELERATORS)):
+    return False
+  if platform.libc_ver()[0] != 'glibc':
+    return False
+  mallopt = ctypes.CDLL(None).mallopt
+  return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, -1), mallopt(ARENA_MAX, 1)])
 
 
 def cache_folder() -> str:

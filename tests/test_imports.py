@@ -14,7 +14,7 @@ from m2d_clap_jax import errors
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'm2d_clap_jax'
 CORE = ['losses.py', 'train/step.py', 'train/clap_step.py', 'train/augment.py', 'train/optim.py',
-        'sharding.py', *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
+        'processor.py', 'sharding.py', *sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / 'models').glob('*.py'))]
 ABSENT = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'orbax.checkpoint', 'librosa',
           'soundfile', 'soxr', 'clu', 'ml_collections', 'sklearn', 'matplotlib']
 
@@ -47,7 +47,7 @@ ROOMS = {
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir|fields|startup',
+    r'options|paths|progress|locks|workdir|fields|startup|processor',
     r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.(checkpoint|sums)',
     r'text(\..*)?|weights(\..*)?',
     r'api',
