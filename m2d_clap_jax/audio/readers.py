@@ -103,7 +103,7 @@ class FFmpegSound:
     count = 0
     first: int | None = None
     end: int | None = None
-    last = np.zeros((0, 1), np.float32)  # is yielded when the next is there, or cut where the file says that sound ends
+    last: np.ndarray = np.zeros((0, 1), np.float32)  # yielded when the next is there, or cut where the file says it ends
     resampler = av.AudioResampler(format='fltp')  # to float32, one row per channel; rate and channels unchanged
     with self._container as container:
       stated = integrity.stated_seconds(container, self._stream)
