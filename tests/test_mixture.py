@@ -59,6 +59,29 @@ def test_tokens_are_those_of_the_captions_and_the_same_in_every_process_that_con
   assert len(seen) > 10
 
 
+def test_interrupted_20_times_every_clip_comes_once_an_epoch_and_counts_add_up(folders):
+  """Each life goes on from the last step that was saved, every third, with data that it opens anew."""
+  draw, saved, seen = np.random.default_rng(0), 0, {}
+  for life in range(21):
+    data = open_data(False, folder=','.join(folders))
+    batches = TrainingBatches(data.split, frames=8, batch_size=6, seed=0, captions=None, sizes=data.sizes)
+    stop = min(saved + draw.integers(1, 9), 70) if life < 20 else 70
+    for step, batch in zip(range(saved, stop), prefetch(batches, saved, 70)):
+      clips = data.split.clips(batches.order.clips(step))
+      assert [data.labels[number] for number in batch['folder']] == [clip.key[0] for clip in clips]
+      assert all(any((clip.logmel[:, i:i + 8] == crop).all() for i in range(clip.logmel.shape[1] - 7))
+                 for clip, crop in zip(clips, batch['logmel']))
+      seen[step] = [clip.key for clip in clips]
+    saved = stop // 3 * 3
+  order = [key for step in range(70) for key in seen[step]]  # 20 epochs of 21 clips
+  for epoch in range(20):
+    assert len(set(order[21 * epoch:21 * (epoch + 1)])) == 21
+  assert batches.order.counts(70).tolist() == [20 * 9, 20 * 5, 20 * 7]
+  for step in range(71):
+    counted = [sum(key[0] == label for number in range(step) for key in seen[number]) for label in data.labels]
+    assert batches.order.counts(step).tolist() == counted
+
+
 def test_captions_of_all_lengths_compile_few_programs(tower):
   draw = np.random.default_rng(0)
 

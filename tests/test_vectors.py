@@ -102,13 +102,13 @@ def test_files_that_do_not_fit_are_told_in_one_line(place, capsys):
   np.savez(place / 'part.npz', caption=np.array(['a']), vector=np.zeros((1, 4)))
   np.savez(place / 'pickle.npz', caption=np.array(['a'], object), vector=np.zeros((1, 4)), encoder='x')
   (place / 'bad.parquet').write_bytes(b'PAR1 and nothing else')
-  pyarrow.parquet.write_table(pyarrow.table({'caption': ['a', 'b'], 'vector': [[1.0], [1.0, 2.0]], 'encoder': ['x', 'x']}),
+  pyarrow.parquet.write_table(pyarrow.table({'caption': ['a', 'b'], 'vector': [[1.0], [1.0, 2.0, 3.0]], 'encoder': ['x', 'x']}),
                               place / 'ragged.parquet')
   pyarrow.parquet.write_table(pyarrow.table({'caption': ['a', 'b'], 'vector': [[1.0], [2.0]], 'encoder': ['x', 'y']}),
                               place / 'two.parquet')
   for files, told in [(['short.npz'], r'[2] captions and vectors [1, 4]'), (['part.npz'], 'has no encoder'),
                       (['pickle.npz'], 'does not contain captions'), (['bad.parquet'], 'does not contain captions'),
-                      (['ragged.parquet'], 'differ in length'), (['two.parquet'], 'x, y, not one name'),
+                      (['ragged.parquet'], 'of lengths [1, 3]'), (['two.parquet'], 'x, y, not one name'),
                       (['nowhere.npz'], 'cannot be read'), (['good.txt'], 'unknown kind of file'),
                       ([good.name, save(place / 'other.npz', ['b'], encoder='other').name], 'give files of one encoder')]:
     assert prepared(place, *(f'--caption_embeddings={place / file}' for file in files)) == 2

@@ -120,7 +120,7 @@ class _Parquet:
     if len(names) != 1 or not isinstance(next(iter(names)), str):
       raise ValueError(f'encoder is {", ".join(map(str, sorted(names, key=str)[:3])) or "of no rows"}, not one name')
     self.encoder = names.pop()
-    self._end, self._rest, self._held = -1, iter(()), np.empty((0, 0), np.float32)
+    self._end, self._rest, self._held, self.width = -1, iter(()), np.empty((0, 0), np.float32), 0
     self.width = self.vectors([0]).shape[1]
 
   def captions(self) -> Iterator[str]:
@@ -148,9 +148,11 @@ class _Parquet:
     return self._file.iter_batches(_ROWS, row_groups=list(range(first, len(self._starts) - 1)), columns=columns)
 
   def _matrix(self, column) -> np.ndarray:
+    import pyarrow.compute
+    lengths = pyarrow.compute.list_value_length(column).unique().to_pylist()
     numbers = column.flatten().to_numpy(zero_copy_only=False)
-    if column.null_count or numbers.dtype.kind != 'f' or not numbers.size or numbers.size % len(column):
-      raise UserError(f'{self.path}: vectors are {column.type}, or differ in length: {_ADVICE}')
+    if numbers.dtype.kind != 'f' or not lengths[0] or lengths != [self.width or lengths[0]]:
+      raise UserError(f'{self.path}: vectors are {column.type} of lengths {lengths}, not floats of one length: {_ADVICE}')
     return numbers.reshape(len(column), -1)
 
 
