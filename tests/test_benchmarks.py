@@ -71,6 +71,7 @@ def test_train_step_runs_where_there_is_nothing_but_jax_flax_and_optax():
 
 @pytest.mark.parametrize('variant', train_step.VARIANTS)
 def test_the_pytorch_network_has_as_many_parameters(variant):
+  pytest.importorskip('timm', reason='the comparison with PyTorch has the blocks of timm')
   from benchmarks.torch_step import Network, transformer
   model = train_step.parse([*TINY, '--variant', variant]).model
   state = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=optax.identity()))
@@ -81,8 +82,11 @@ def test_the_pytorch_network_has_as_many_parameters(variant):
 
 
 def test_train_step_prints_its_ratio_to_pytorch(capsys):
-  train_step.main([*TINY, '--torch'])
-  assert 'PyTorch in the same run' in capsys.readouterr().out
+  pytest.importorskip('timm', reason='the comparison with PyTorch has the blocks of timm')
+  train_step.main([*TINY, '--torch', '--default'])
+  printed = capsys.readouterr().out
+  assert 'PyTorch (eager) in the same run' in printed and "XLA's default products in the same run" in printed
+  assert 'the same by processor time' in printed
 
 
 def test_parts_of_the_step_are_timed_beside_the_whole(capsys, tmp_path):
@@ -124,6 +128,7 @@ def test_the_time_to_the_first_update_is_that_of_a_real_run(tmp_path):
 
 
 def test_encode_prints_clips_a_second_beside_the_matrix_rate_and_pytorch(capsys, tmp_path):
+  pytest.importorskip('timm', reason='the comparison with PyTorch has the blocks of timm')
   encode.main(['--size', 'small_2s', '--batch', '1', '2', '--rounds', '1', '--matmul', '64', '--torch', '--out',
                str(tmp_path / 'x.json')])
   printed = capsys.readouterr().out
