@@ -1,6 +1,8 @@
 """`jit` for CPUs and others: on a CPU it sets what makes compiled programs fast there, elsewhere it is `jax.jit`."""
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -9,7 +11,7 @@ import jax
 YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'
 
 
-def jit(function, **options):
+def jit(function: Callable, **options: Any) -> Any:
   """`jax.jit`; on a CPU with `compiler_options`."""
   if jax.default_backend() == 'cpu':
     options['compiler_options'] = compiler_options()
