@@ -16,7 +16,6 @@ from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators, proj
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import position_table
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.processor import jit
 from m2d_clap_jax.text import TextEncoder, TextTower
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.augment import patchout_counts
@@ -77,7 +76,7 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     sharding.check_batch(batch_size, devices, loss.get('accumulate', 1))
     evaluations = Evaluations(
         network, devices, found.split, make_evaluators(evals, found.folder.path), guards.watchdog, variables=variables,
-        embed=functools.partial(embed_captions, jit(functools.partial(project_text, model=network)), TextEncoder(tower)))
+        embed=functools.partial(embed_captions, jax.jit(functools.partial(project_text, model=network)), TextEncoder(tower)))
     guards.watchdog.beat('opening the data')
     state, meta = create_or_restore(saved, create, devices, settings)
     if not meta:
@@ -165,6 +164,6 @@ def embed_captions(project: Callable, encoder: TextEncoder, state: ClapState, ca
 def compiled(state: ClapState, mesh, drop_at: Callable[[int], tuple[int, int]], *, tx: optax.GradientTransformation,
              **options):
   """`clap_step` as an update of `train.loop`. drop_at: step from 0 -> rows and columns that the structured mask hides."""
-  step = jit(functools.partial(clap_step, tx=tx, gather=sharding.gather(mesh), **options), static_argnames='drop',
+  step = jax.jit(functools.partial(clap_step, tx=tx, gather=sharding.gather(mesh), **options), static_argnames='drop',
                  donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
   return lambda state, arrays, number: step(state, arrays, drop=drop_at(number))

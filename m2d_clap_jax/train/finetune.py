@@ -16,7 +16,6 @@ from m2d_clap_jax.eval import linear_protocol, metrics, plots, report
 from m2d_clap_jax.eval.class_plots import draw_classes
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.processor import jit
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.augment import patchout_counts
 from m2d_clap_jax.train.best import BestClassifier
@@ -233,8 +232,8 @@ class FineTuning:
     step = functools.partial(
         finetune_step, model=self.classifier, tx=tx, inputs=self.inputs, augmentation=self.augmentation,
         multi_label=self.data.task.multi_label, gather=sharding.gather(self.mesh))
-    return jit(step, donate_argnums=0, static_argnames='drop',
-               out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
+    return jax.jit(step, donate_argnums=0, static_argnames='drop',
+                   out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
 
   def _together(self, name: str):
     if jax.process_count() > 1:

@@ -18,7 +18,6 @@ from m2d_clap_jax.eval.during_training import Evaluations, make_evaluators
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import as_bool, num_visible
 from m2d_clap_jax.options import at_least_one, bind
-from m2d_clap_jax.processor import jit
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
@@ -194,7 +193,7 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
 
 def compiled(step: Callable, state, mesh):
   """`pretrain_step` as an update of `train.loop`, which reuses the memory of the state that it is given."""
-  update = jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
+  update = jax.jit(step, donate_argnums=0, out_shardings=(sharding.of_state(state, mesh), sharding.replicated(mesh)))
   return lambda state, batch, _: update(state, batch)
 
 
