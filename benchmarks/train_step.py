@@ -50,7 +50,7 @@ def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
 class JaxStep:
   """`pretrain_step` compiled as the driver compiles it, with its state; calling it does `burst` updates."""
 
-  def __init__(self, model: M2DCLAP, batch: dict, burst: int, jit=jit):
+  def __init__(self, model: M2DCLAP, batch: dict, burst: int, jit=jax.jit):
     tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
     create = functools.partial(create_state, 0, model=model, tx=tx)
     self.state, self.batch, self.burst = jax.jit(create)(), batch, burst
@@ -84,8 +84,8 @@ def main(argv=None):
   step = JaxStep(model, batch, burst)
   products = matrix_products(args.dtype, args.matmul, burst)
   functions = {'step': step, **products}
-  if args.default:
-    functions['default'] = JaxStep(model, batch, burst, jit=jax.jit)
+  if args.eigen:
+    functions['eigen'] = JaxStep(model, batch, burst, jit=jit)
   if args.torch:
     from benchmarks.torch_step import TorchStep
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
@@ -125,8 +125,8 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
     rows.append(Row('peak memory of the device', peak / 2 ** 20, 'MB'))
   if args.torch:
     rows += against(args, timings, 'torch', burst, f'PyTorch ({args.torch})')
-  if args.default:
-    rows += against(args, timings, 'default', burst, "XLA's default products")
+  if args.eigen:
+    rows += against(args, timings, 'eigen', burst, "Eigen's products")
   return rows
 
 
@@ -165,7 +165,7 @@ def parse(argv):
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
                       help='also time an equivalent PyTorch step, in turns with this one')
-  parser.add_argument('--default', action='store_true', help="also time the step with the products of XLA's default, in turns")
+  parser.add_argument('--eigen', action='store_true', help="also time the step with Eigen's products, as in inference, in turns")
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   if not args.matmul:

@@ -1,15 +1,17 @@
-"""`jit` for CPUs and others: on a CPU it sets what makes compiled programs fast there, elsewhere it is `jax.jit`."""
+"""`jit` for inference: on a CPU it sets what makes the encoder fast there, elsewhere it is `jax.jit`."""
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
 # XLA's CPU compiler gives matrix products and sums to YNNPACK, unless this list is empty; then Eigen computes them. Of large
-# batches YNNPACK takes longer (docs/performance.md).
+# batches YNNPACK takes longer, but not of gradients (docs/performance.md).
 YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'
 
 
-def jit(function, **options):
+def jit(function: Callable, **options: Any) -> Any:
   """`jax.jit`; on a CPU with `compiler_options`."""
   if jax.default_backend() == 'cpu':
     options['compiler_options'] = compiler_options()

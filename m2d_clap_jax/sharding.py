@@ -13,7 +13,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from m2d_clap_jax import processor
 from m2d_clap_jax.errors import UserError
 
 # The first pattern that matches a parameter's path determines which of its axes is divided over `fsdp`. A kernel is
@@ -96,9 +95,8 @@ class Jitted:
   While it is traced the mesh is known to kernels, which XLA cannot divide: each device runs them on its own samples.
   """
 
-  def __init__(self, function: Callable, mesh: Mesh, **options):
-    compile_for = processor.jit if platform(mesh) == 'cpu' else jax.jit
-    self._function, self._mesh = compile_for(function, **options), mesh
+  def __init__(self, function: Callable, mesh: Mesh, jit: Callable = jax.jit, **options):
+    self._function, self._mesh = jit(function, **options), mesh
 
   def __call__(self, *args, **kwargs):
     with jax.set_mesh(self._mesh):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from m2d_clap_jax import processor
 from m2d_clap_jax.processor import YNNPACK, compiler_options, jit
 
 FAULTS = '''
@@ -45,6 +46,13 @@ def test_products_are_computed_by_eigen_unless_xla_flags_say_otherwise(monkeypat
   assert 'ynn' not in jit(jnp.matmul).lower(x, x).compile().as_text()
   compiler_options.cache_clear()
   monkeypatch.setenv('XLA_FLAGS', f'--{YNNPACK}=LIBRARY_FUSION_TYPE_DOT')
+  assert compiler_options() == {}
+  compiler_options.cache_clear()
+
+
+def test_an_option_that_this_version_of_xla_does_not_have_is_left_out(monkeypatch):
+  monkeypatch.setattr(processor, 'YNNPACK', 'xla_cpu_no_such_option')
+  compiler_options.cache_clear()
   assert compiler_options() == {}
   compiler_options.cache_clear()
 

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.processor import jit
 from m2d_clap_jax.text.tower import TextTower, padded
 
 _SORTED_TOGETHER = 16384  # sentences tokenised and sorted by length at a time; bounds the memory of millions
@@ -52,7 +51,7 @@ class TextEncoder:
     else:
       self._tower = tower = TextTower(name_or_folder, pooling=pooling, tensors=tensors, max_length=max_length)
       self._params = jax.device_put(tower.params)
-    self._embed = jit(tower)
+    self._embed = jax.jit(tower)
     self.name, self.width, self.max_length = tower.name, tower.width, tower.max_length
     self.batch_size = batch_size
     self.progress = progress
