@@ -121,6 +121,7 @@ class Program:
 
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Instruction]] = {}
+    self._ends: dict[tuple[int, str], Instruction] = {}  # of asynchronous operations, by computation and start
     current: dict[str, Instruction] = {}
     for line in text.splitlines():
       header = re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line)
@@ -130,6 +131,8 @@ class Program:
           self.entry = header[2]
       elif instruction := _instruction(line):
         current[instruction.name] = instruction
+        if instruction.operation.endswith('-done'):
+          self._ends[id(current), instruction.operands[0]] = instruction
 
   def steps(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
     """(computation, instruction, how often it runs) of the instructions that run one by one, those of loops included."""
@@ -178,8 +181,7 @@ class Program:
     if operation.endswith('-start'):
       operation = operation.removesuffix('-start')
       # A start's own type repeats its operands; what it makes is the type of its end.
-      results = next((each.results for each in siblings.values() if each.operation.endswith('-done')
-                      and instruction.name in each.operands), results)
+      results = self._ends.get((id(siblings), instruction.name), instruction).results
     written = sum(each.bytes for each in results if each.in_main_memory)
     if operation in SLICES and operands:
       kept = sum(each.bytes for each in results)
