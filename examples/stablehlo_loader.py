@@ -30,7 +30,10 @@ def load(path):
 
   def model(waves):
     samples = np.array([len(each) for each in waves], np.int32)
-    padded = np.zeros((len(waves), -(-samples.max() // rate) * rate), np.float32)  # whole seconds: few compilations
+    seconds = -(-samples.max() // rate)  # whole ones: few compilations
+    if about['most_seconds'] and seconds > about['most_seconds']:
+      raise ValueError(f'a clip of {seconds} s; this model takes {about["most_seconds"]}')
+    padded = np.zeros((len(waves), seconds * rate), np.float32)
     for row, each in zip(padded, waves):
       row[:len(each)] = each
     return jax.device_get(call(parameters, padded, samples))

@@ -5,8 +5,7 @@
   mteb.evaluate(maeb.Encoder('runs/clips'), mteb.get_benchmark('MAEB(v1)'))
 
 Tasks with text (zero-shot classification, retrieval between audio and captions) are given CLAP embeddings; tasks of audio
-alone (classification, clustering, pairs, reranking, retrieval of audio by audio) are given the features for transfer
-learning, which a linear layer or a cosine tells more from.
+alone (classification, clustering, pairs, reranking, retrieval of audio by audio) the features for transfer learning.
 
 Source: https://embeddings-benchmark.github.io/mteb and arXiv 2602.16008. Alphabet: n rows, D width, E embedding.
 """
@@ -17,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault('USE_TF', '0')  # transformers, which mteb imports, fails on TensorFlow with Keras 3
 
+import jax.numpy as jnp
 import numpy as np
 from datasets import Audio
 from mteb.models import ModelMeta
@@ -65,11 +65,11 @@ class Encoder(AbsEncoder):
     if 'text' in inputs.dataset.column_names:
       lines = inputs.dataset.select_columns('text')
       parts.append(np.concatenate([self.pipeline.encode_text(texts) for texts in _groups(lines, 'text')]))
-    return parts[0] if len(parts) == 1 else sum(np.asarray(normalize(part)) for part in parts)
+    return parts[0] if len(parts) == 1 else np.sum([normalize(jnp.asarray(part)) for part in parts], axis=0)
 
 
 class _Clip(AudioClip):
-  """A recording in which no samples are silence: each row needs an embedding."""
+  """A recording without samples is silence, since each row needs an embedding."""
 
   def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
     try:

@@ -86,22 +86,29 @@ def exported(weights: Weights) -> tuple[export.Exported, dict[str, np.ndarray]]:
   def program(parameters, waves, samples):
     variables = jax.tree.unflatten(structure, parameters)
     return embeddings(variables, waves, samples, network=network, logmel=logmel)
-  constraints = ['t >= 1']
-  if network.text_width is not None and network.audio_projector == 'semantic':
-    most = MOST_TOKENS // network.grid[0] // network.grid[1] * network.input_size[1]
-    constraints.append(f't <= {most - 1}')
-  b, t = export.symbolic_shape('b, t', constraints=constraints)
+  most = most_frames(network)
+  b, t = export.symbolic_shape('b, t', constraints=['t >= 1'] + ([f't <= {most - 1}'] if most else []))
   made = export.export(jax.jit(program), platforms=PLATFORMS)(
       [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in parameters.values()],
       jax.ShapeDtypeStruct((b, t * logmel.hop), np.float32), jax.ShapeDtypeStruct((b,), np.int32))
   return made, parameters
 
 
+def most_frames(network: M2DCLAP) -> int | None:
+  """The longest clip of a model with a semantic projector, in whole windows; None of others."""
+  if network.text_width is None or network.audio_projector != 'semantic':
+    return None
+  return MOST_TOKENS // network.grid[0] // network.grid[1] * network.input_size[1]
+
+
 def save(weights: Weights, path):
   """Writes program and parameters as one .npz file, atomically -> its path."""
   program, parameters = exported(weights)
-  about = {'model': family(weights), 'fingerprint': weights.fingerprint, 'sample_rate': weights.sample_rate,
-           'classes': weights.classes, 'hop': LogMel.for_rate(weights.sample_rate).hop, 'platforms': PLATFORMS}
+  hop, most = LogMel.for_rate(weights.sample_rate).hop, most_frames(weights.network())
+  about = {'model': family(weights), 'fingerprint': weights.fingerprint, 'sample_rate': weights.sample_rate, 'hop': hop,
+           'most_seconds': most and (most - 1) * hop // weights.sample_rate, 'classes': weights.classes,
+           'platforms': PLATFORMS}
   with paths.replacing(path) as name, open(name, 'wb') as file:
-    np.savez(file, program=np.frombuffer(program.serialize(), np.uint8), about=np.array(json.dumps(about)), **parameters)
+    arrays: dict = {'program': np.frombuffer(program.serialize(), np.uint8), 'about': np.array(json.dumps(about))}
+    np.savez(file, **arrays | parameters)
   return path
