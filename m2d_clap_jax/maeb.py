@@ -5,8 +5,7 @@
   mteb.evaluate(maeb.Encoder('runs/clips'), mteb.get_benchmark('MAEB(v1)'))
 
 Tasks with text (zero-shot classification, retrieval between audio and captions) are given CLAP embeddings; tasks of audio
-alone (classification, clustering, pairs, reranking, retrieval of audio by audio) are given the features for transfer
-learning, which a linear layer or a cosine tells more from.
+alone (classification, clustering, pairs, reranking, retrieval of audio by audio) the features for transfer learning.
 
 Source: https://embeddings-benchmark.github.io/mteb and arXiv 2602.16008. Alphabet: n rows, D width, E embedding.
 """
@@ -70,7 +69,7 @@ class Encoder(AbsEncoder):
 
 
 class _Clip(AudioClip):
-  """A recording in which no samples are silence: each row needs an embedding."""
+  """A recording without samples is silence, since each row needs an embedding."""
 
   def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
     try:

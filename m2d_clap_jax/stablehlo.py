@@ -109,6 +109,6 @@ def save(weights: Weights, path):
            'most_seconds': most and (most - 1) * hop // weights.sample_rate, 'classes': weights.classes,
            'platforms': PLATFORMS}
   with paths.replacing(path) as name, open(name, 'wb') as file:
-    arrays = {'program': np.frombuffer(program.serialize(), np.uint8), 'about': np.array(json.dumps(about)), **parameters}
-    np.savez(file, allow_pickle=False, **arrays)
+    arrays: dict = {'program': np.frombuffer(program.serialize(), np.uint8), 'about': np.array(json.dumps(about))}
+    np.savez(file, **arrays | parameters)
   return path
