@@ -1,4 +1,5 @@
 """What a newcomer meets in the first hour: names, versions, scores beside chance, and mistakes told in one line."""
+import collections
 import configparser
 import dataclasses
 import json
@@ -24,7 +25,9 @@ from m2d_clap_jax.eval import finished, metrics, report
 from m2d_clap_jax.models import SIZES
 from m2d_clap_jax.startup import CACHE
 from m2d_clap_jax.train import pretrain
-from m2d_clap_jax.weights import family, hub
+from m2d_clap_jax.train.prepared_data import open_data
+from m2d_clap_jax.weights import family, hub, read
+from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run, save_model
 from tests.test_api import tiny_weights
@@ -95,6 +98,22 @@ def test_the_mel_filters_are_librosas_to_the_bit(rate):
   theirs = librosa.filters.mel(sr=rate, n_fft=spec.n_fft, n_mels=spec.n_mels, fmin=spec.f_min, fmax=spec.f_max,
                                htk=False, norm='slaney', dtype=np.float32)
   np.testing.assert_array_equal(mel_filters(spec), theirs)
+
+
+def test_opening_a_model_compiles_nothing(caplog, tmp_path):
+  folder = save_model(tmp_path / 'model', input_size=(80, 112))  # a size that nothing else here has
+  with jax.log_compiles():
+    read(folder)
+  assert 'Compiling' not in caplog.text
+
+
+def test_a_model_keeps_the_frequent_labels_of_its_training_data(data, tmp_path):
+  found = open_data(False, folder=str(data))
+  counts = collections.Counter(label for clip in found.split.clips(range(found.split.num_clips)) for label in clip.labels)
+  labels = found.about()['data']['labels']
+  assert labels and sorted(counts[label] for label in labels) == sorted(counts.values())[-len(labels):]
+  weights = dataclasses.replace(tiny_weights(patch_size=(16, 16)), labels=tuple(labels))
+  assert read(save_portable(weights, tmp_path / 'model')).labels == tuple(labels)
 
 
 def test_another_number_of_labels_compiles_nothing(caplog):
