@@ -184,7 +184,9 @@ def main_py(*options, **env):
 
 def test_a_device_that_is_not_there_is_told_in_a_line(tmp_path):
   code = 'import sys; from m2d_clap_jax.cli import main; sys.exit(main.main())'
-  done = subprocess.run([sys.executable, '-c', code, 'info', save_model(tmp_path / 'model')], capture_output=True, text=True,
+  soundfile.write(tmp_path / 'a.wav', np.zeros(16000), 16000)
+  command = ['embed', tmp_path / 'a.wav', '--model', save_model(tmp_path / 'model'), '-o', tmp_path / 'a.npz']
+  done = subprocess.run([sys.executable, '-c', code, *command], capture_output=True, text=True,
                         env={**os.environ, 'JAX_PLATFORMS': 'rocm', 'PYTHONPATH': str(ROOT)})
   assert done.returncode == 2 and done.stderr.startswith('m2d-clap: JAX_PLATFORMS=rocm: there is no such device')
   assert done.stderr.count('\n') == 1
