@@ -35,6 +35,6 @@ for sound, row in zip(sounds, scores):
 # And the other way: which sound is nearest to a sentence?
 
 # %%
-sentence = 'a long high note'
+sentence = 'a flute plays softly'
 nearness = model.classify(sounds, labels=[sentence], template='{}')[:, 0]
 print(f'{sentence}:', ', '.join(f'{sounds[i]} {nearness[i]:.3f}' for i in np.argsort(-nearness)))

@@ -50,8 +50,8 @@ def test_zero_shot_prints_the_models_scores(here):
   row = model.classify(here.sounds[0], labels=['flute', 'trumpet', 'piano', 'violin'],
                        template=['{} can be heard', 'the sound of {}'])[0]
   assert [float(x) for x in re.findall(r' (-?\d\.\d{3})', first)] == pytest.approx(sorted(row)[::-1], abs=2e-3)
-  best = np.argmax(model.classify(here.sounds, labels=['a long high note'], template='{}')[:, 0])
-  assert last.startswith(f'a long high note: {here.sounds[best]} ')
+  best = np.argmax(model.classify(here.sounds, labels=['a flute plays softly'], template='{}')[:, 0])
+  assert last.startswith(f'a flute plays softly: {here.sounds[best]} ')
 
 
 def test_the_linear_probe_tells_different_sounds_apart(here):

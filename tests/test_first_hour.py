@@ -1,4 +1,5 @@
 """What a newcomer meets in the first hour: names, versions, scores beside chance, and mistakes told in one line."""
+import collections
 import configparser
 import dataclasses
 import json
@@ -24,7 +25,9 @@ from m2d_clap_jax.eval import finished, metrics, report
 from m2d_clap_jax.models import SIZES
 from m2d_clap_jax.startup import CACHE
 from m2d_clap_jax.train import pretrain
-from m2d_clap_jax.weights import family, hub
+from m2d_clap_jax.train.prepared_data import open_data
+from m2d_clap_jax.weights import family, hub, read
+from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run, save_model
 from tests.small_model import tiny_weights
@@ -97,6 +100,22 @@ def test_the_mel_filters_are_librosas_to_the_bit(rate):
   np.testing.assert_array_equal(mel_filters(spec), theirs)
 
 
+def test_opening_a_model_compiles_nothing(caplog, tmp_path):
+  folder = save_model(tmp_path / 'model', input_size=(80, 112))  # a size that nothing else here has
+  with jax.log_compiles():
+    read(folder)
+  assert 'Compiling' not in caplog.text
+
+
+def test_a_model_keeps_the_frequent_labels_of_its_training_data(data, tmp_path):
+  found = open_data(False, folder=str(data))
+  counts = collections.Counter(label for clip in found.split.clips(range(found.split.num_clips)) for label in clip.labels)
+  labels = found.about()['data']['labels']
+  assert labels and sorted(counts[label] for label in labels) == sorted(counts.values())[-len(labels):]
+  weights = dataclasses.replace(tiny_weights(patch_size=(16, 16)), labels=tuple(labels))
+  assert read(save_portable(weights, tmp_path / 'model')).labels == tuple(labels)
+
+
 def test_another_number_of_labels_compiles_nothing(caplog):
   model = m2d_clap_jax.load(tiny_weights())
   with jax.log_compiles():
@@ -165,7 +184,9 @@ def main_py(*options, **env):
 
 def test_a_device_that_is_not_there_is_told_in_a_line(tmp_path):
   code = 'import sys; from m2d_clap_jax.cli import main; sys.exit(main.main())'
-  done = subprocess.run([sys.executable, '-c', code, 'info', save_model(tmp_path / 'model')], capture_output=True, text=True,
+  soundfile.write(tmp_path / 'a.wav', np.zeros(16000), 16000)
+  command = ['embed', tmp_path / 'a.wav', '--model', save_model(tmp_path / 'model'), '-o', tmp_path / 'a.npz']
+  done = subprocess.run([sys.executable, '-c', code, *command], capture_output=True, text=True,
                         env={**os.environ, 'JAX_PLATFORMS': 'rocm', 'PYTHONPATH': str(ROOT)})
   assert done.returncode == 2 and done.stderr.startswith('m2d-clap: JAX_PLATFORMS=rocm: there is no such device')
   assert done.stderr.count('\n') == 1

@@ -35,7 +35,7 @@ class WandbWriter(metric_writers.MetricWriter):
       self._run = wandb.init(
           project=project, name=os.path.basename(os.fspath(workdir).rstrip('/')), id=name, resume=None if offline() else 'allow',
           dir=tempfile.gettempdir() if paths.is_remote(workdir) else os.fspath(workdir),
-          settings=wandb.Settings(console='off', silent=True))
+          settings=wandb.Settings(console='off', silent=True, init_timeout=30))
     except wandb.errors.Error as error:
       raise UserError(f'config.wandb={project}: {" ".join(str(error).split())}: run `wandb login`, or set '
                       'WANDB_MODE=offline') from error
