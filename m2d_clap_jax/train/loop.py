@@ -30,7 +30,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
 
   Args:
     state: any state with `step`.
-    update: (state, arrays, step from 0 as a Python int) -> (state, metrics); metrics are scalars and include `loss` and
+    update: (state, arrays, step from 0 as a Python int) -> (state, metrics as of `RunningMetrics`), `loss` among them and
       `grad_norm`.
     batches: step from 0 -> this process's part of the batch, as numpy arrays; called in threads, ahead of time.
     guards: see `faults.guards`; entered before anything that can hang.
