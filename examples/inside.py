@@ -10,6 +10,7 @@
 # As a script: `python examples/inside.py MODEL SOUND`; it writes mask.png, attention.png and frames.png.
 
 # %%
+import os
 import sys
 
 import jax
@@ -37,7 +38,7 @@ mask = as_bool(random_mask(jax.random.uniform(jax.random.key(0), (1, patches)),
                            num_visible(patches, model.network.mask_ratio)))[0]
 scores = model.classify(sound, labels=captions, template='{}')[0]
 order = np.argsort(-scores)
-plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', spec=model.logmel, title=sound,
+plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', spec=model.logmel, title=os.path.basename(sound),
                   captions=[captions[i] for i in order], scores=scores[order])
 
 # %% [markdown]
@@ -45,7 +46,7 @@ plots.masked_clip(logmel, mask, grid, model.network.patch_size, 'mask.png', spec
 
 # %%
 maps = {f'head {i + 1}': heads for i, heads in enumerate(attention[-1][:4])}
-plots.attention_maps(logmel, maps, 'attention.png', spec=model.logmel, title=sound)
+plots.attention_maps(logmel, maps, 'attention.png', spec=model.logmel, title=os.path.basename(sound))
 
 # %% [markdown]
 # Similarity of the sound's frames: blocks along the diagonal are stretches that sound alike.
