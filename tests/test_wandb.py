@@ -3,6 +3,7 @@ import json
 import time
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
@@ -59,6 +60,7 @@ def test_wandb_gets_what_metrics_jsonl_has_and_a_continued_run_is_the_same(data,
 
 
 def test_an_account_that_is_missing_is_told_in_a_line(tmp_path, monkeypatch):
+  wandb.teardown()  # it reads its variables once in a process
   monkeypatch.setenv('WANDB_MODE', 'online')
   monkeypatch.setenv('WANDB_API_KEY', 'no key')
   with pytest.raises(UserError, match='config.wandb=sounds: .*WANDB_MODE=offline'), RunLog(tmp_path, None, wandb='sounds'):

@@ -40,7 +40,7 @@ class WandbWriter(metric_writers.MetricWriter):
       raise UserError(f'config.wandb={project}: {" ".join(str(error).split())}: run `wandb login`, or set '
                       'WANDB_MODE=offline') from error
     paths.write_text(place, name + '\n')
-    self.place = self._run.dir if offline() else self._run.url  # where the curves are to be seen
+    self.place = self._run.dir if self._run.offline else self._run.url  # where the curves are to be seen
 
   def write_scalars(self, step: int, scalars: Mapping):
     self._run.log({name: float(value) for name, value in scalars.items()}, step=step)
