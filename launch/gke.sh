@@ -78,13 +78,6 @@ spec:
               ports:
               - containerPort: 8482  # of jax.distributed
               env:
-              # As in launch/tpu_vm.sh.
-              - name: LIBTPU_INIT_ARGS
-                value: >-
-                  --xla_tpu_enable_data_parallel_all_reduce_opt=true
-                  --xla_tpu_data_parallel_opt_different_sized_ops=true
-                  --xla_tpu_enable_async_collective_fusion=true
-                  --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
               - name: JAX_COMPILATION_CACHE_DIR
                 value: $(quoted "${JAX_COMPILATION_CACHE_DIR:-}")
               resources:

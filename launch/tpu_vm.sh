@@ -11,10 +11,4 @@ fi
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-# Overlaps the all-reduce of gradients with the backward pass (the first two, from one of MaxText's sets of flags for data
-# parallelism), and the gathering of divided parameters with computation (the others).
-export LIBTPU_INIT_ARGS="--xla_tpu_enable_data_parallel_all_reduce_opt=true \
---xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true \
---xla_tpu_enable_async_collective_fusion_fuse_all_gather=true ${LIBTPU_INIT_ARGS:-}"
-
 run_here tpu "$@" --distributed
