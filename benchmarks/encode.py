@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks.report import Row, finish, in_turns
-from benchmarks.train_step import PRESETS, block_flops, matrix_products
+from benchmarks.train_step import PRESETS, matrix_products
 from m2d_clap_jax import stablehlo
 from m2d_clap_jax.api import Pipeline
 from m2d_clap_jax.models import M2DCLAP

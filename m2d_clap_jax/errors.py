@@ -12,8 +12,8 @@ INTERRUPTED_RUN = 'interrupted; the same command continues from the newest check
 # Modules that the package works without until they are needed -> the extra of setup.cfg that installs them.
 EXTRAS = {**dict.fromkeys(('clu', 'matplotlib', 'ml_collections', 'optax', 'sklearn', 'tensorboard', 'tensorflow',
                            'tensorflow_datasets'), 'train'),
-          'apache_beam': 'beam', 'gcsfs': 'gcs', 'gradio': 'demo', 'pyarrow': 'parquet', 's3fs': 's3', 'torch': 'torch',
-          'wandb': 'wandb'}
+          **dict.fromkeys(('mteb', 'datasets'), 'mteb'), **dict.fromkeys(('gradio', 'starlette'), 'demo'),
+          'apache_beam': 'beam', 'gcsfs': 'gcs', 'pyarrow': 'parquet', 's3fs': 's3', 'torch': 'torch', 'wandb': 'wandb'}
 
 
 class UserError(Exception):

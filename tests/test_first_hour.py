@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import constants
 
 import m2d_clap_jax
+from m2d_clap_jax import huggingface
 from m2d_clap_jax.audio.logmel import LogMel, mel_filters
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import finished, metrics, report
@@ -26,7 +27,7 @@ from m2d_clap_jax.models import SIZES
 from m2d_clap_jax.startup import CACHE
 from m2d_clap_jax.train import pretrain
 from m2d_clap_jax.train.prepared_data import open_data
-from m2d_clap_jax.weights import family, hub, read
+from m2d_clap_jax.weights import family, read
 from m2d_clap_jax.weights.portable import save_portable
 from m2d_clap_jax.weights.public import model_name
 from tests.command_helpers import run, save_model
@@ -110,7 +111,7 @@ def test_opening_a_model_compiles_nothing(caplog, tmp_path):
 def test_a_model_keeps_the_frequent_labels_of_its_training_data(data, tmp_path):
   found = open_data(False, folder=str(data))
   counts = collections.Counter(label for clip in found.split.clips(range(found.split.num_clips)) for label in clip.labels)
-  labels = found.about()['data']['labels']
+  labels = found.about({})['data']['labels']
   assert labels and sorted(counts[label] for label in labels) == sorted(counts.values())[-len(labels):]
   weights = dataclasses.replace(tiny_weights(patch_size=(16, 16)), labels=tuple(labels))
   assert read(save_portable(weights, tmp_path / 'model')).labels == tuple(labels)
@@ -230,4 +231,4 @@ def test_a_hub_that_never_answers_is_given_up_on(monkeypatch):
     silent.listen()
     monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{silent.getsockname()[1]}')
     start = time.monotonic()
-    assert hub.is_silent(seconds=0.3) and time.monotonic() - start < 5
+    assert huggingface.is_silent(seconds=0.3) and time.monotonic() - start < 5

@@ -26,7 +26,7 @@ ROOMS = {
     'tinysoundfont': (r'demo/corpus\.py', False),
     'wandb': (r'train/wandb_writer\.py', True),
     'transformers': (r'text/\w+\.py', False),
-    'huggingface_hub': (r'text/\w+\.py|weights/hub\.py', False),
+    'huggingface_hub': (r'text/\w+\.py|weights/hub\.py|huggingface\.py', False),
     'apache_beam': (r'data/beam\.py', True),
     'pooch': (r'weights/(released|download)\.py', False),
     'requests': (r'weights/download\.py', False),
@@ -41,13 +41,13 @@ ROOMS = {
     'soxr': (r'audio/decode\.py', True),
     'sklearn': (r'eval/(logistic_probe|class_plots|metrics)\.py', False),
     'matplotlib': (r'eval/plots\.py', True),
-    'pyarrow': (r'cli/embedding_files\.py', False),
+    'pyarrow': (r'(cli/embedding_files|data/vectors)\.py', False),
     'ml_collections': (r'train/main\.py', True),  # below the drivers nobody knows what a config is: the command and configs/ only
 }
 # The floors of the house, from the ground up: a module imports from its own floor and those below, never from above.
 FLOORS = (
     r'errors',
-    r'options|paths|progress|locks|workdir|fields|startup|processor',
+    r'options|paths|progress|locks|workdir|fields|startup|processor|huggingface',
     r'audio(\..*)?|models(\..*)?|losses|sharding|tables(\..*)?|train\.(checkpoint|sums)',
     r'text(\..*)?|weights(\..*)?',
     r'api',

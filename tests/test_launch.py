@@ -106,6 +106,7 @@ def test_pinned_versions_lie_in_the_ranges_of_setup_cfg():
 def test_every_folder_with_code_is_a_package_that_setup_cfg_finds():
   folders = {path.parent for path in (ROOT / 'm2d_clap_jax').rglob('*.py')}
   names = {'.'.join(folder.relative_to(ROOT).parts) for folder in folders}
+  names.add('m2d_clap_jax.configs')  # a link to configs/, which rglob does not follow
   assert names == set(find_packages(str(ROOT), include=['m2d_clap_jax*']))
 
 

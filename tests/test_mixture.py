@@ -55,7 +55,7 @@ def test_tokens_are_those_of_the_captions_and_the_same_in_every_process_that_con
     assert words >= set(rows)
     seen |= set(rows)
     again = batches_of(open_data(False, folder=','.join(folders)), tower)(step)
-    assert all((again[key] == batch[key]).all() for key in batch) and set(batch) == {'logmel', 'ids', 'mask'}
+    assert all((again[key] == batch[key]).all() for key in batch) and set(batch) == {'logmel', 'ids', 'mask', 'folder'}
   assert len(seen) > 10
 
 

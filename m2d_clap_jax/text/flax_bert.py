@@ -11,7 +11,7 @@ import tempfile
 
 import numpy as np
 
-from m2d_clap_jax import paths
+from m2d_clap_jax import huggingface, paths
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import quiet
 
@@ -109,9 +109,8 @@ def _fetch(name, files):
 def _download(name, files):
   from huggingface_hub import snapshot_download
 
-  from m2d_clap_jax.weights.hub import is_silent
   def fetch(patterns):
-    return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=is_silent()))
+    return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=huggingface.is_silent()))
   try:
     _config_values(fetch(['config.json']))  # before gigabytes of what is no BERT
     return fetch(files)

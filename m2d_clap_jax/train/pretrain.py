@@ -46,7 +46,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
   settings = {key: value for key, value in locals().items() if key not in ('workdir', 'dry_run')}
   at_least_one('config', batch_size=batch_size, log_every=log_every, save_every=save_every,
                statistics_every=statistics_every, evals_every=evals_every)
-  at_least_one('config.loss', accumulate=loss.get('accumulate') or 1)
+  at_least_one('config.loss', accumulate=1 if loss.get('accumulate') is None else loss['accumulate'])
   with faults.guards(stall_seconds) as guards, own_workdir(workdir) as workdir:
     found = bind(open_data, data, 'config.data', given=('captions',))(model.get('text_width') is not None)
     split = found.split

@@ -4,8 +4,8 @@ A longer path, such as hf://ORGANISATION/NAME/FILE, is a file in a store (see `p
 """
 import os
 import re
-import threading
 
+from m2d_clap_jax import huggingface
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
 from m2d_clap_jax.weights.portable import CARD, CONFIG, TENSORS, TEXT, read_portable, save_card
@@ -31,29 +31,6 @@ def _parts(text: str) -> tuple[str, str | None] | None:
   return match[1], match[2]
 
 
-def is_silent(seconds: float = 4.0) -> bool:
-  """Whether the Hub gives no answer of any kind in that time, or HF_HUB_OFFLINE says not to ask.
-
-  Where names are not resolved or packets are dropped, each of its client's attempts takes tens of seconds to fail.
-  """
-  from huggingface_hub import constants
-  from huggingface_hub.utils import get_session
-  if constants.HF_HUB_OFFLINE:
-    return True
-  answered = []
-
-  def ask():
-    try:
-      get_session().head(constants.ENDPOINT, timeout=seconds)
-    except OSError:  # requests' errors are of this kind
-      return
-    answered.append(True)
-  asking = threading.Thread(target=ask, daemon=True)  # the time in which a name is resolved cannot be limited
-  asking.start()
-  asking.join(seconds)
-  return not answered
-
-
 def download(name: str, folder=None) -> str:
   """Downloads a model into the Hub's cache, or into a folder -> its path.
 
@@ -66,7 +43,7 @@ def download(name: str, folder=None) -> str:
   from huggingface_hub import errors, snapshot_download
   repository, revision = _split(name)
   try:
-    place = snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_files_only=is_silent(),
+    place = snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_files_only=huggingface.is_silent(),
                               local_dir=None if folder is None else os.fspath(folder))
   except errors.GatedRepoError as error:
     raise UserError(f'{name}: needs its owner\'s permission: request it at https://huggingface.co/{repository}, and log in '
