@@ -78,6 +78,13 @@ spec:
               ports:
               - containerPort: 8482  # of jax.distributed
               env:
+              # As in launch/tpu_vm.sh.
+              - name: LIBTPU_INIT_ARGS
+                value: >-
+                  --xla_jf_crs_combiner_threshold_in_bytes=1000000
+                  --xla_enable_async_all_reduce=true
+                  --xla_tpu_enable_async_collective_fusion=true
+                  --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true
               - name: JAX_COMPILATION_CACHE_DIR
                 value: $(quoted "${JAX_COMPILATION_CACHE_DIR:-}")
               resources:
