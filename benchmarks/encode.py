@@ -20,6 +20,7 @@ from benchmarks.train_step import PRESETS, matrix_products
 from m2d_clap_jax import stablehlo
 from m2d_clap_jax.api import Pipeline
 from m2d_clap_jax.models import M2DCLAP
+from m2d_clap_jax.planning.arithmetic import block_flops
 from m2d_clap_jax.weights import Weights, expected_shapes
 
 SECONDS = 10
