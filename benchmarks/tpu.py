@@ -34,16 +34,16 @@ from m2d_clap_jax.train.fitting import OutOfMemory
 GB, MB = 2 ** 30, 2 ** 20
 SAMPLES = 300 * 2_000_000  # of 300 epochs of AudioSet
 TABLE = (
-    '--topology v5e-8 --size base --batch 512',
-    '--topology v5e-8 --size base --batch 512 --model remat=cheap',
-    '--topology v5e-8 --size base --batch 2048 --model remat=cheap',
-    '--topology v5e-256 --size base --batch 2048 --model remat=cheap',
-    '--topology v5p-8 --size base --batch 2048 --model remat=cheap',
-    '--topology v5p-128 --size base --batch 2048 --model remat=cheap',
-    '--topology v6e-8 --size base --batch 2048 --model remat=cheap',
-    '--topology v5e-256 --size large --batch 2048 --fsdp 2 --model remat=cheap',
-    '--topology v5p-128 --size large --batch 2048 --model remat=cheap',
-    '--topology v6e-8 --size large --batch 2048 --model remat=cheap')
+    '--topology v5e-8 --size base --batch 512 --whole',
+    '--topology v5e-8 --size base --batch 512 --model remat=cheap --whole',
+    '--topology v5e-8 --size base --batch 2048 --model remat=cheap --whole',
+    '--topology v5e-256 --size base --batch 2048 --model remat=cheap --whole',
+    '--topology v5p-8 --size base --batch 2048 --model remat=cheap --whole',
+    '--topology v5p-128 --size base --batch 2048 --model remat=cheap --whole',
+    '--topology v6e-8 --size base --batch 2048 --model remat=cheap --whole',
+    '--topology v5e-256 --size large --batch 2048 --fsdp 2 --model remat=cheap --whole',
+    '--topology v5p-128 --size large --batch 2048 --model remat=cheap --whole',
+    '--topology v6e-8 --size large --batch 2048 --model remat=cheap --whole')
 
 
 def rows_of(found: Needs, model, machine: machines.Machine, batch: int) -> list[Row]:

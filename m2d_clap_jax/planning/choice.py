@@ -42,7 +42,7 @@ def trials(model: M2DCLAP, machine: Machine, batch: int, parameters: int, starte
   for settings in candidates(machine, batch, parameters):
     started(settings)
     try:
-      found = needs(model.clone(remat=settings.remat), machine, batch, settings.fsdp, accumulate=settings.accumulate)
+      found = needs(model.clone(remat=settings.remat), machine, batch, settings.fsdp, whole=True, accumulate=settings.accumulate)
       yield Trial(settings, found, int(found.memory))
       if found.memory <= machine.chip.memory:
         return

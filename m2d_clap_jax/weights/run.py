@@ -22,7 +22,7 @@ def read_run(workdir) -> Weights:
   fields.check(meta, description.RUN, f'{workdir}, step {step}: ', 'its description is damaged: use another run')
   model = {key: tuple(value) if isinstance(value, list) else value
            for key, value in meta.get('model', meta['settings']['model']).items()
-           if key not in HOW}
+           if key not in (*HOW, 'scan')}  # which earlier versions had
   model['norm_stats'] = tuple(meta['norm_stats'])
   encoder = meta['text_encoder']
   if model['text_width'] is None:
