@@ -78,15 +78,15 @@ def largest(program: Program, number: int) -> list[Row]:
 
 
 def communication(program: Program) -> list[Row]:
-  """Each collective with at least 1 MB of results, in the program's order."""
-  rows = []
+  """The collectives with at least 1 MB of results, like ones together, in the program's order."""
+  found: collections.Counter = collections.Counter()
   for each in program.collectives():
     if each.times * each.bytes >= MB:
       beside = sum(program.flops(*other) for other in each.during or ())
-      rows.append(Row(f'{each.operation} of {len(each.results)} arrays' + (f', {each.times} times' if each.times > 1 else '')
-                      + (', waited for' if each.during is None else f', beside {beside / 1e9:.0f} GFLOP'),
-                      each.bytes / MB, 'MB'))
-  return rows
+      what = 'waited for' if each.during is None else f'beside {beside / 1e9:.0f} GFLOP'
+      found[each.operation, len(each.results), what, each.bytes] += each.times
+  return [Row(f'{operation} of {arrays} arrays, {what}' + (f', {times} times' if times > 1 else ''), times * size / MB, 'MB')
+          for (operation, arrays, what, size), times in found.items()]
 
 
 def measured(args, model, machine: machines.Machine) -> tuple[Needs, Program]:

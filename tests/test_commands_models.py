@@ -136,10 +136,11 @@ def test_sources_and_numbers_that_are_none_are_one_line(tmp_path, capsys):
 
 def test_a_run_is_described_and_converted_without_a_word_from_orbax(complete, tmp_path):
   state = TrainState(np.int32(300), complete.nested('params'), complete.nested('target'), {}, np.zeros(2, np.uint32))
-  model = {key: value for key, value in complete.model.items() if key != 'norm_stats'}
+  how = {'dtype': 'bfloat16', 'scan': False, 'remat': False}  # as earlier versions wrote it
+  model = {key: value for key, value in complete.model.items() if key != 'norm_stats'} | how
   checkpoints = Checkpoints(tmp_path / 'run')
   checkpoints.save(jax.tree.map(jnp.asarray, state), {
-      'settings': {'model': model | {'dtype': 'bfloat16'}}, 'norm_stats': [-7.1, 4.2], 'logmel': {'sample_rate': 16000},
+      'settings': {'model': model}, 'norm_stats': [-7.1, 4.2], 'logmel': {'sample_rate': 16000},
       'text_encoder': complete.text_encoder})
   checkpoints.close()
   for arguments in (['info', 'run', '--json'], ['convert', 'run', 'portable']):
