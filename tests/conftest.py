@@ -58,3 +58,18 @@ def pytest_terminal_summary(terminalreporter):
   for report in skipped:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
     terminalreporter.write_line(f'{report.nodeid}: {reason}')
+
+
+@pytest.fixture(scope='module')
+def model():
+  """A tiny random model, loaded; modules that want another define their own."""
+  import m2d_clap_jax
+  from tests.small_model import tiny_weights
+  return m2d_clap_jax.load(tiny_weights())
+
+
+@pytest.fixture(scope='module')
+def music():
+  """4 s of notes at 16 kHz, float32 [S]."""
+  from tests.small_model import arpeggio
+  return arpeggio(16000)

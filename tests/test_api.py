@@ -22,16 +22,6 @@ LENGTHS = ('0.7', '6.08', '10.0', '13.37')
 
 
 @pytest.fixture(scope='module')
-def model():
-  return m2d_clap_jax.load(tiny_weights())
-
-
-@pytest.fixture(scope='module')
-def music():
-  return arpeggio(16000)
-
-
-@pytest.fixture(scope='module')
 def base():
   name = 'm2d_clap_vit_base-80x608p16x16'
   tensors = {key: value for key, value in reference.state_dict(name).items()

@@ -4,17 +4,7 @@ import pytest
 
 import m2d_clap_jax
 from m2d_clap_jax.errors import UserError
-from tests.small_model import arpeggio, tiny_weights
-
-
-@pytest.fixture(scope='module')
-def model():
-  return m2d_clap_jax.load(tiny_weights())
-
-
-@pytest.fixture(scope='module')
-def music():
-  return arpeggio(16000)
+from tests.small_model import tiny_weights
 
 
 def test_text_and_classification(model, music):

@@ -76,7 +76,7 @@ def losses(memory):
   step = functools.partial(pretrain_step, tx=tx, ema_schedule=linear_ramp(0.9, 0.99, 10))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, 'device_memory', lambda: memory)
-    update, line = pretrain.fitted_update(step, NETWORK, {'m2d_weight': 1.0}, None, jax.eval_shape(create), BATCH, mesh)
+    update, line = pretrain.fitted_update(step, NETWORK, {'m2d_weight': 1.0}, None, jax.eval_shape(create), lambda: BATCH, mesh)
   state = jax.jit(create, out_shardings=sharding.of_state(jax.eval_shape(create), mesh))()
   found = []
   for number in range(3):

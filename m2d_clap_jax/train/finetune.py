@@ -241,7 +241,7 @@ class FineTuning:
         finetune_step, model=self.classifier.on(sharding.platform(self.mesh)), tx=tx, inputs=self.inputs,
         augmentation=self.augmentation, multi_label=self.data.task.multi_label, gather=sharding.gather(self.mesh))
     return sharding.Jitted(step, self.mesh, donate_argnums=0, static_argnames='drop',
-                        out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
+                           out_shardings=(sharding.of_state(state, self.mesh), sharding.replicated(self.mesh)))
 
   def _together(self, name: str):
     if jax.process_count() > 1:

@@ -73,8 +73,9 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     create = functools.partial(create_state, seed, model=network, tx=tx)
     update, needs = fitted_update(
         functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh), folders=found.labels),
-        network, loss, model.get('remat'), jax.eval_shape(create), batches(0), mesh)
+        network, loss, model.get('remat'), jax.eval_shape(create), functools.partial(batches, 0), mesh)
     if dry_run:
+      batches(0)
       print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
             'was trained')
       return
@@ -199,19 +200,22 @@ def fitted_update(step: Callable, network: M2DCLAP, loss: dict, remat: str | Non
   Where devices report their memory, remat=None and loss['accumulate']=None are chosen so that the compiled update fits.
 
   Args:
-    state: shapes; batch: this process's part of one.
+    state: shapes; batch: returns this process's part of one, which is read only where its shapes are needed.
   """
   def jitted(plan):
     model = network.clone(remat=plan.remat, platform=sharding.platform(mesh))
     return sharding.jit_update(functools.partial(step, model=model, **loss | {'accumulate': plan.accumulate}), state, mesh)
 
   def lowered(plan):
+    if jax.process_index() == 0:
+      print(f'compiling the update ({plan}) ...', file=sys.stderr)
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype,
-                                                         sharding=sharding.over_batch(mesh)), batch)
+                                                         sharding=sharding.over_batch(mesh)), first)
     return jitted(plan).lower(abstract(state, sharding.of_state(state, mesh)), arrays)
   memory, given = sharding.device_memory(), loss.get('accumulate')
   if memory:
-    samples = len(batch['logmel']) * jax.process_count() // mesh.size
+    first = batch()
+    samples = len(first['logmel']) * jax.process_count() // mesh.size
     update, needs = fit(lowered, plans(remat, given, samples), memory)
   else:
     update, needs = jitted(Plan(remat or 'none', given or 1)), ''

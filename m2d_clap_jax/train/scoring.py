@@ -25,7 +25,7 @@ class Scorer:
     self._data, self._mesh, self._progress = data, mesh, progress
     model = classifier.on(sharding.platform(mesh))
     self._score = sharding.Jitted(functools.partial(score, model=model, inputs=inputs), mesh, jit, static_argnames='method',
-                               out_shardings=sharding.replicated(mesh))
+                                  out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, clips, draws: np.ndarray | None = None,
                method: str = '__call__') -> tuple[np.ndarray, np.ndarray]:

@@ -125,7 +125,7 @@ def check_data(before: dict, found: Data):
   refuse_other(root, 'classes that differ', sorted(classes - own), sorted(own - classes))
   mean, deviation = before['norm_stats']
   check_parts('clips', root, found.parts['file'], found.parts, before['parts'],
-                        f'its own mean {mean:.4f} and deviation {deviation:.4f}, and what is finished')
+              f'its own mean {mean:.4f} and deviation {deviation:.4f}, and what is finished')
 
 
 def make_classifier(options: dict, data: Data, rate: int, weights: Weights | None, augment: Augmentation,
