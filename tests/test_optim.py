@@ -1,4 +1,4 @@
-"""Optimizers and schedules of fine-tuning, beside plain loops and torch's."""
+"""Optimizers and schedules, beside plain loops, optax's and torch's."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,17 @@ RATE = warmup_cosine(0.5, 3, STEPS, end=1e-7)
 
 
 def ours(name, **options):
-  tx = FINE_TUNING[name](RATE, **options)
+  return updated(FINE_TUNING[name](RATE, **options))[0]
+
+
+def updated(tx):
+  """Parameters and the optimizer's state after all updates."""
   params = jax.tree.map(jnp.asarray, PARAMS)
   state = tx.init(params)
   for grads in GRADS:
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
-  return params
+  return params, state
 
 
 def check(name, expected, **options):
@@ -117,3 +121,13 @@ def test_the_rate_of_fine_tuning_drops_to_the_cosine_of_all_epochs_where_the_war
   assert float(schedule(warmup * per_epoch)) == pytest.approx(after * peak, abs=5e-4 * peak)
   assert float(schedule(epochs * per_epoch / 2)) == pytest.approx((peak + 1e-7) / 2)
   assert float(schedule(epochs * per_epoch)) == pytest.approx(1e-7)
+
+
+def test_pre_training_updates_as_optax_does_and_its_state_opens_as_optax_s():
+  theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, b1=0.9, b2=0.95, weight_decay=0.05,
+                                                                   mask={'kernel': True, 'bias': False}))
+  norms = [float(optax.tree.norm(grads)) for grads in GRADS]
+  assert min(norms) < 1.0 < max(norms)  # some are clipped, some are not
+  actual, expected = updated(make_optimizer(RATE, clip_norm=1.0)), updated(theirs)
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-6, atol=1e-7), actual, expected)

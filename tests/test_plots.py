@@ -43,7 +43,7 @@ def test_loss_curves_have_a_panel_for_each_kind(tmp_path):
 def test_loss_curves_survive_nan_and_zero(tmp_path):
   steps = np.arange(300)
   plots.loss_curves({'loss': (steps, np.where(steps > 250, np.nan, 1.0)), 'grad_norm': (steps, np.zeros(300)),
-                     'update_norm': (steps, np.full(300, np.nan))}, tmp_path / 'nan.png')
+                     'param_norm': (steps, np.full(300, np.nan))}, tmp_path / 'nan.png')
   read(tmp_path / 'nan.png')
 
 

@@ -75,8 +75,7 @@ def close(actual, expected):
   assert sorted(actual) == sorted(expected)
   for step, row in expected.items():
     for name, value in row.items():
-      if name != 'update_norm':  # of Adam's first steps: full steps of rounding noise
-        np.testing.assert_allclose(actual[step][name], value, rtol=1e-4, atol=1e-6, err_msg=f'{name}, step {step}')
+      np.testing.assert_allclose(actual[step][name], value, rtol=1e-4, atol=1e-6, err_msg=f'{name}, step {step}')
 
 
 @pytest.fixture(scope='module')

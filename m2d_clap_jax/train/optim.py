@@ -42,10 +42,41 @@ def decays(params):
 
 def make_optimizer(learning_rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.95, weight_decay: float = 0.05,
                    clip_norm: float = 3.0) -> optax.GradientTransformation:
-  """Pre-training: AdamW behind global-norm clipping (M2D-CLAP, section 3.1)."""
+  """Pre-training: AdamW behind global-norm clipping (M2D-CLAP, section 3.1).
+
+  The same as optax's, state included, with factors in place of divisions: XLA computes a quotient once and writes it to
+  memory, where a product becomes part of the loop that needs it (docs/performance.md).
+  """
   return optax.chain(
-      optax.clip_by_global_norm(clip_norm),
-      optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays))
+      clip_by_global_norm(clip_norm),
+      optax.chain(scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay, decays),
+                  optax.scale_by_learning_rate(learning_rate)))
+
+
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+  """Multiplies the gradient by most / norm where its norm is larger than `most`."""
+  def clip(grads, params):
+    del params
+    factor = most / jnp.maximum(optax.tree.norm(grads), most)
+    return jax.tree.map(lambda g: factor * g, grads)
+  return optax.stateless(clip)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
+  """mu_hat / (sqrt(nu_hat) + eps), the hats for moments whose bias is corrected."""
+  def update(grads, state, params=None):
+    del params
+    count = state.count + 1
+    mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+    nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+    return corrected(mu, nu, count, b1, b2, eps), optax.ScaleByAdamState(count, mu, nu)
+  return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
+def corrected(mu, nu, count: jax.Array, b1: float, b2: float, eps: float):
+  """Adam's direction from its moments after `count` updates."""
+  by_mu, by_nu = (1 / (1 - b ** count.astype(jnp.float32)) for b in (b1, b2))
+  return jax.tree.map(lambda m, v: by_mu * m / (jnp.sqrt(by_nu * v) + eps), mu, nu)
 
 
 def sgd(learning_rate: optax.Schedule, *, momentum: float = 0.9) -> optax.GradientTransformation:
@@ -103,9 +134,7 @@ def scale_by_amsgrad(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientT
     mu = optax.tree.update_moment(grads, state.mu, b1, 1)
     nu = optax.tree.update_moment(grads, state.nu, b2, 2)
     largest = jax.tree.map(jnp.maximum, state.largest, nu)
-    by_mu, by_nu = 1 - b1 ** count.astype(jnp.float32), 1 - b2 ** count.astype(jnp.float32)
-    updates = jax.tree.map(lambda m, v: m / by_mu / (jnp.sqrt(v / by_nu) + eps), mu, largest)
-    return updates, AmsgradState(count, mu, nu, largest)
+    return corrected(mu, largest, count, b1, b2, eps), AmsgradState(count, mu, nu, largest)
   return optax.GradientTransformation(init, update)
 
 
