@@ -4,6 +4,7 @@ The mesh has two axes. The batch is divided over both. Parameters, the target ne
 replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gathers
 the rest of a layer to compute it. With fsdp=1 this is plain data parallelism.
 """
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -128,6 +129,11 @@ def jit_update(step: Callable, shapes, mesh: Mesh) -> Jitted:
   shapes: of the state, or the state itself.
   """
   return Jitted(step, mesh, donate_argnums=0, out_shardings=(of_state(shapes, mesh), replicated(mesh)))
+
+
+def size_of(tree) -> int:
+  """Bytes of all arrays of a tree, or of its shapes."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def table(shapes, mesh: Mesh) -> str:

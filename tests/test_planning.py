@@ -10,7 +10,7 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.planning import machines
 from m2d_clap_jax.planning.program import Array, Program
-from m2d_clap_jax.planning.update import Needs, count_parameters, extrapolated
+from m2d_clap_jax.planning.update import Needs, extrapolated, state_size
 
 
 def flops(function, *shapes):
@@ -54,9 +54,9 @@ def test_an_array_occupies_whole_tiles():
 
 def test_every_block_adds_the_same_so_three_shallow_models_tell_of_a_deep_one():
   def parameters(model):
-    return Needs(count_parameters(model), *[0.0] * (len(Needs._fields) - 1))
+    return Needs(state_size(model), *[0.0] * (len(Needs._fields) - 1))
   model = M2DCLAP(width=32, heads=2, depth=7, predictor_width=16, predictor_heads=2, predictor_depth=5, text_width=8)
-  assert extrapolated(model, parameters).arguments == count_parameters(model)
+  assert extrapolated(model, parameters).arguments == state_size(model)
 
 
 def test_machines_have_the_devices_that_cloud_tpu_sells_under_their_name():

@@ -27,7 +27,6 @@ def run(args):
   from m2d_clap_jax.models import M2DCLAP, SIZES
   from m2d_clap_jax.planning import machines
   from m2d_clap_jax.planning.choice import trials
-  from m2d_clap_jax.planning.update import count_parameters
   machine = machines.find(args.topology)
   if args.batch < 1 or args.batch % machine.devices:
     raise UserError(f'--batch={args.batch}: must be a multiple of the {machine.devices} devices of {args.topology}')
@@ -36,16 +35,16 @@ def run(args):
   print(f'{args.topology}: {machine.devices} devices of {chip.teraflops} TFLOP/s and {chip.memory / 2 ** 30:.2f} GB; '
         f'{args.size}, batch {args.batch}, {args.batch // machine.devices} samples a device')
 
-  def started(settings):
-    print(f'compiling with {settings.options()} ...', file=sys.stderr)
-  for trial in trials(model, machine, args.batch, count_parameters(model), started):
+  def started(plan):
+    print(f'compiling with {plan.options()} ...', file=sys.stderr)
+  for trial in trials(model, machine, args.batch, started):
     if trial.memory > chip.memory:
-      print(f'too much: {trial.memory / 2 ** 30:.1f} GB with {trial.settings.options()}')
+      print(f'too much: {trial.memory / 2 ** 30:.1f} GB with {trial.plan.options()}')
   if trial.memory > chip.memory:
     raise UserError(f'{args.size} with --batch={args.batch} does not fit on {args.topology}: take more devices or a smaller '
                     'batch')
   seconds, own = trial.needs.seconds(chip), args.batch / machine.devices
-  print(f'use: --config=configs/pretrain.py:{args.size} --config.batch_size={args.batch} {trial.settings.options()}\n'
+  print(f'use: --config=configs/pretrain.py:{args.size} --config.batch_size={args.batch} {trial.plan.options()}\n'
         f'memory of a device: {trial.memory / 2 ** 30:.1f} of {chip.memory / 2 ** 30:.2f} GB\n'
         f'an update: at least {1e3 * seconds:.1f} ms, at most {trial.needs.utilisation(model, own, chip):.0%} of the peak rate\n'
         f'{EPOCHS} epochs of AudioSet ({CLIPS:,} clips): at least {EPOCHS * CLIPS / args.batch * seconds / 3600:.1f} hours')

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.models import M2DCLAP
@@ -48,10 +47,17 @@ class Needs(NamedTuple):
     return samples * sample_flops(model)['step'] / chip.teraflops / 1e12 / self.seconds(chip)
 
 
-def count_parameters(model: M2DCLAP) -> int:
-  """Of the online network."""
-  shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=optax.identity()))
-  return sum(x.size for x in jax.tree.leaves(shapes.params))
+OPTIMIZER = make_optimizer(warmup_cosine(1e-4, 10, 10000))
+
+
+def state_shapes(model: M2DCLAP):
+  """Shapes of the training state."""
+  return jax.eval_shape(functools.partial(create_state, 0, model=model, tx=OPTIMIZER))
+
+
+def state_size(model: M2DCLAP) -> int:
+  """Bytes of the training state."""
+  return sharding.size_of(state_shapes(model))
 
 
 def compile_update(model: M2DCLAP, devices, batch: int, fsdp: int = 1, **loss_options):
@@ -60,14 +66,13 @@ def compile_update(model: M2DCLAP, devices, batch: int, fsdp: int = 1, **loss_op
   Raises OutOfMemory.
   """
   mesh = sharding.make_mesh(devices, fsdp)
-  tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
-  shapes = jax.eval_shape(functools.partial(create_state, 0, model=model, tx=tx))
+  shapes = state_shapes(model)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
                        sharding.of_state(shapes, mesh))
   inputs = {'logmel': (batch, *model.input_size)} | ({'text': (batch, model.text_width)} if model.text_width else {})
   inputs = {key: jax.ShapeDtypeStruct(shape, np.float16, sharding=sharding.over_batch(mesh))
             for key, shape in inputs.items()}
-  step = functools.partial(pretrain_step, model=model.clone(platform=sharding.platform(mesh)), tx=tx,
+  step = functools.partial(pretrain_step, model=model.clone(platform=sharding.platform(mesh)), tx=OPTIMIZER,
                            ema_schedule=linear_ramp(0.9999, 1.0, 10000), gather=sharding.gather(mesh), **loss_options)
   return compiled(sharding.jit_update(step, shapes, mesh).lower(state, inputs)), shapes, mesh
 

@@ -8,24 +8,54 @@ import jax
 
 from m2d_clap_jax.errors import UserError
 
+SMALL = 0.1  # share of a device's memory; a state that takes no more is not divided further
+
 
 class Plan(NamedTuple):
-  """remat: see `models.vit.Transformer`; accumulate: number of parts in which a batch is computed."""
+  """fsdp: number of devices that the state is divided over; remat: see `models.vit.Transformer`; accumulate: number of
+  parts in which a batch is computed. In a run's configuration: mesh.fsdp, model.remat and loss.accumulate."""
+  fsdp: int
   remat: str
   accumulate: int
 
   def __str__(self):
-    return f'remat={self.remat}, accumulate={self.accumulate}'
+    return f'fsdp={self.fsdp}, remat={self.remat}, accumulate={self.accumulate}'
+
+  def options(self) -> str:
+    """For `main.py`."""
+    return (f'--config.mesh.fsdp={self.fsdp} --config.model.remat={self.remat} '
+            f'--config.loss.accumulate={self.accumulate}')
 
 
-def plans(remat: str | None, accumulate: int | None, samples: int) -> Iterator[Plan]:
-  """What to try on an accelerator, the fastest first; what is given is left as it is.
+class Given(NamedTuple):
+  """The fields of a `Plan` that are not to be chosen."""
+  fsdp: int | None = None
+  remat: str | None = None
+  accumulate: int | None = None
 
-  samples: per device, of a batch.
+
+def plans(given: Given, *, devices: int, samples: int, state: int, memory: int) -> Iterator[Plan]:
+  """What to try on an accelerator, the fastest first.
+
+  To gather parameters takes less time than to compute every block again, and that less than to compute a batch in parts, which
+  does so, too. Norms, GELU and softmax are always computed again: to write and read them takes longer.
+
+  Args:
+    samples: per device, of a batch. state: bytes of the whole training state. memory: bytes of a device.
   """
-  parts = [accumulate] if accumulate else [n for n in (2 ** i for i in range(10)) if samples % n == 0]
-  # To recompute norms, GELU and softmax is faster than to write and read them.
-  return itertools.starmap(lambda n, kind: Plan(kind, n), itertools.product(parts, [remat] if remat else ['cheap', 'full']))
+  parts = [given.accumulate] if given.accumulate else [n for n in (2 ** i for i in range(10)) if samples % n == 0]
+  kinds = [given.remat] if given.remat else ['cheap', 'full']
+  divisors = [given.fsdp] if given.fsdp else list(divisions(devices, state, memory))
+  return (Plan(fsdp, kind, n) for n, kind, fsdp in itertools.product(parts, kinds, divisors))
+
+
+def divisions(devices: int, state: int, memory: int) -> Iterator[int]:
+  """Numbers of devices to divide a state over: from the fewest whose memory holds it to the first that leave it SMALL."""
+  for n in (n for n in range(1, devices + 1) if devices % n == 0):
+    if state / n < memory or n == devices:
+      yield n
+    if state / n <= SMALL * memory:
+      return
 
 
 class OutOfMemory(Exception):
@@ -54,8 +84,8 @@ def memory_of(program) -> int:
           + memory.temp_size_in_bytes)
 
 
-def fit(lower: Callable[[Plan], Any], candidates: Iterable[Plan], memory: int) -> tuple[Any, str]:
-  """The first program that `memory` bytes of a device hold -> (it, a line about it); UserError where none does.
+def fit(lower: Callable[[Plan], Any], candidates: Iterable[Plan], memory: int) -> tuple[Any, Plan, str]:
+  """The first program that `memory` bytes of a device hold -> (it, its plan, a line about it); UserError where none does.
 
   lower: returns the program of a plan, not compiled yet.
   """
@@ -65,9 +95,10 @@ def fit(lower: Callable[[Plan], Any], candidates: Iterable[Plan], memory: int) -
       program = compiled(lower(plan))
       need = memory_of(program)
       if need <= memory:
-        return program, f'an update needs {need / 2 ** 30:.1f} of {memory / 2 ** 30:.1f} GB of a device; {plan}'
+        return program, plan, f'an update needs {need / 2 ** 30:.1f} of {memory / 2 ** 30:.1f} GB of a device; {plan}'
     except OutOfMemory as error:
       need = error.bytes
     tried.append(f'{plan}: {need / 2 ** 30:.1f} GB')
   raise UserError(f'an update does not fit into the {memory / 2 ** 30:.1f} GB of a device ({"; ".join(tried)}): lower '
-                  'config.batch_size, divide the state by a larger config.mesh.fsdp, or use more devices')
+                  'config.batch_size, leave config.mesh.fsdp, config.model.remat and config.loss.accumulate unset, or use more '
+                  'devices')

@@ -1,6 +1,5 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
-import math
 import sys
 from collections.abc import Callable
 
@@ -20,14 +19,14 @@ from m2d_clap_jax.models.masking import as_bool, num_visible
 from m2d_clap_jax.options import at_least_one, bind
 from m2d_clap_jax.train import faults
 from m2d_clap_jax.train.checkpoint import Checkpoints, abstract
-from m2d_clap_jax.train.fitting import Plan, fit, plans
+from m2d_clap_jax.train.fitting import Given, Plan, fit, plans
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine, warmup_notice
 from m2d_clap_jax.train.prepared_data import PreparedData, open_data
 from m2d_clap_jax.train.same_data import check_parts, refuse_other
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
-from m2d_clap_jax.weights import Weights, expected_shapes, read
+from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.description import check_network
 from m2d_clap_jax.workdir import own_workdir
 
@@ -57,8 +56,8 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
       model = model | {'norm_stats': before['norm_stats']}
     network = make_model(model, found, weights)
     check_data(before, found)
-    mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
-    sharding.check_batch(batch_size, mesh, loss.get('accumulate') or 1)
+    bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))
+    sharding.check_batch(batch_size, sharding.make_mesh(fsdp=mesh.get('fsdp') or 1), loss.get('accumulate') or 1)
     batches = TrainingBatches(
         split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
         captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
@@ -67,13 +66,13 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
         batch_size=batch_size, epoch=batches.order.epoch_clips / batch_size, total=total)
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
-    evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
+    evaluators = make_evaluators(evals, found.folder.path)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))
     guards.watchdog.beat('opening the data')
     create = functools.partial(create_state, seed, model=network, tx=tx)
-    update, needs = fitted_update(
-        functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh), folders=found.labels),
-        network, loss, model.get('remat'), jax.eval_shape(create), functools.partial(batches, 0), mesh)
+    update, mesh, needs = fitted_update(
+        functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, folders=found.labels), network, loss,
+        Given(mesh.get('fsdp'), model.get('remat'), loss.get('accumulate')), jax.eval_shape(create), functools.partial(batches, 0))
     if dry_run:
       batches(0)
       print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
@@ -85,6 +84,7 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
       if jax.process_index() == 0:
         print(taken, file=sys.stderr)
     guards.watchdog.beat('making or restoring the state')
+    evaluations = Evaluations(network, mesh, split, evaluators, guards.watchdog)
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
@@ -177,10 +177,6 @@ def check_model(model: M2DCLAP):
                     'visible, where some must be visible and some masked')
 
 
-def count_parameters(model: M2DCLAP) -> int:
-  return sum(math.prod(shape) for shape in expected_shapes(model)['params'].values())
-
-
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
                   warmup_share: float | None = None, warmup_steps: int | None = None):
   """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps), or a share of the run
@@ -193,33 +189,38 @@ def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_ra
   return warmup_cosine(base_learning_rate * batch_size / 256, warmup, total)
 
 
-def fitted_update(step: Callable, network: M2DCLAP, loss: dict, remat: str | None, state, batch, mesh):
-  """`pretrain_step` as an update of `train.loop` that reuses the memory of the state it is given -> (update, a line about
-  its memory, or nothing).
+def fitted_update(step: Callable, network: M2DCLAP, loss: dict, given: Given, state, batch):
+  """`pretrain_step` as an update of `train.loop` that reuses the memory of the state it is given -> (update, mesh, a line
+  about its memory, or nothing).
 
-  Where devices report their memory, remat=None and loss['accumulate']=None are chosen so that the compiled update fits.
+  Where devices report their memory, what is not given is chosen so that the compiled update fits.
 
   Args:
     state: shapes; batch: returns this process's part of one, which is read only where its shapes are needed.
   """
   def jitted(plan):
+    mesh = sharding.make_mesh(fsdp=plan.fsdp)
     model = network.clone(remat=plan.remat, platform=sharding.platform(mesh))
-    return sharding.jit_update(functools.partial(step, model=model, **loss | {'accumulate': plan.accumulate}), state, mesh)
+    function = functools.partial(step, model=model, gather=sharding.gather(mesh), **loss | {'accumulate': plan.accumulate})
+    return sharding.jit_update(function, state, mesh), mesh
 
   def lowered(plan):
     if jax.process_index() == 0:
       print(f'compiling the update ({plan}) ...', file=sys.stderr)
+    function, mesh = jitted(plan)
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype,
                                                          sharding=sharding.over_batch(mesh)), first)
-    return jitted(plan).lower(abstract(state, sharding.of_state(state, mesh)), arrays)
-  memory, given = sharding.device_memory(), loss.get('accumulate')
+    return function.lower(abstract(state, sharding.of_state(state, mesh)), arrays)
+  memory = sharding.device_memory()
   if memory:
     first = batch()
-    samples = len(first['logmel']) * jax.process_count() // mesh.size
-    update, needs = fit(lowered, plans(remat, given, samples), memory)
+    samples = len(first['logmel']) * jax.process_count() // jax.device_count()
+    update, plan, needs = fit(lowered, plans(given, devices=jax.device_count(), samples=samples, state=sharding.size_of(state),
+                                             memory=memory), memory)
+    mesh, needs = sharding.make_mesh(fsdp=plan.fsdp), needs + '\n'
   else:
-    update, needs = jitted(Plan(remat or 'none', given or 1)), ''
-  return lambda state, batch, _: update(state, batch), needs and needs + '\n'
+    (update, mesh), needs = jitted(Plan(given.fsdp or 1, given.remat or 'none', given.accumulate or 1)), ''
+  return lambda state, batch, _: update(state, batch), mesh, needs
 
 
 def draw_masked_clip(data: PreparedData, model: M2DCLAP, step: int, state, log):
