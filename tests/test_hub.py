@@ -64,7 +64,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     return self.answer(200, {'success': True, 'commitOid': self.revision(model), 'commitUrl': f'http://{self.headers["Host"]}/{model}/commit/1'})
 
   def revision(self, model):
-    return hashlib.sha1(repr(sorted(self.files[model].items())).encode()).hexdigest()
+    return hashlib.sha1(repr(sorted((name, hash(data)) for name, data in self.files[model].items())).encode()).hexdigest()
 
   def do_GET(self):
     words = self.path.strip('/').split('/')
@@ -78,7 +78,7 @@ class Server(http.server.BaseHTTPRequestHandler):
                                'siblings': [{'rfilename': name} for name in self.files[model]]})
     if model in self.gated and self.headers.get('Authorization') != f'Bearer {TOKEN}':
       return self.answer(403, {'error': 'Access to this model is restricted'}, X_Error_Code='GatedRepo')
-    data = self.files[model][words[-1]]
+    data = self.files[model]['/'.join(words[4:])]
     return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=self.revision(model))
 
   do_HEAD = do_GET
@@ -101,7 +101,10 @@ def portable(tmp_path):
   draw = np.random.default_rng(0)
   trees = jax.tree.map(lambda shape: draw.standard_normal(shape).astype(np.float32), expected_shapes(M2DCLAP(**model)),
                        is_leaf=lambda x: isinstance(x, tuple))
-  return save_portable(Weights(model=model, trees=trees, source='here'), tmp_path / 'portable')
+  folder = save_portable(Weights(model=model, trees=trees, source='here'), tmp_path / 'portable')
+  (folder / 'text_encoder').mkdir()  # as models with their own text encoder have it
+  (folder / 'text_encoder' / 'vocab.txt').write_text('a\nb\n')
+  return folder
 
 
 def command(*words, endpoint, home, token='', offline=False):
@@ -112,18 +115,25 @@ def command(*words, endpoint, home, token='', offline=False):
                         text=True)
 
 
+def contents(folder):
+  folder = pathlib.Path(folder)
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
 def test_a_model_goes_to_the_hub_and_comes_back_and_stays_in_the_cache(server, portable, tmp_path):
   settings = dict(endpoint=server, home=tmp_path / 'home')
   refused = command('push', str(portable), 'lab/model', **settings)
   assert refused.returncode == 2 and 'hf auth login' in refused.stderr and 'Traceback' not in refused.stderr
   pushed = command('push', str(portable), 'lab/model', '--private', token=TOKEN, **settings)
   assert pushed.returncode == 0, pushed.stderr
-  assert Server.files['lab/model'] == {path.name: path.read_bytes() for path in portable.iterdir()}
+  assert Server.files['lab/model'] == contents(portable)
   stranger = command('pull', 'lab/model', **settings)
   assert stranger.returncode == 2 and 'no such model, or it is private' in stranger.stderr
   pulled = command('pull', 'hf://lab/model', token=TOKEN, **settings)
   assert pulled.returncode == 0, pulled.stderr
-  assert read(pulled.stdout.strip()).fingerprint == read(portable).fingerprint
+  place = pathlib.Path(pulled.stdout.strip())
+  assert contents(place) == contents(portable)
+  assert read(place).fingerprint == read(portable).fingerprint
   offline = command('info', 'hf://lab/model', offline=True, **settings)
   assert offline.returncode == 0 and read(portable).fingerprint in offline.stdout, offline.stderr
 
@@ -146,7 +156,7 @@ def test_what_the_hub_lacks_is_told(server, tmp_path):
 
 
 def test_a_model_whose_owner_wants_to_be_asked_says_where(server, portable, tmp_path):
-  Server.files['lab/gated'] = {path.name: path.read_bytes() for path in portable.iterdir()}
+  Server.files['lab/gated'] = contents(portable)
   Server.gated.add('lab/gated')
   settings = dict(endpoint=server, home=tmp_path / 'home')
   stranger = command('pull', 'lab/gated', **settings)
