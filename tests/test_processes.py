@@ -159,12 +159,13 @@ def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_afte
     assert sorted(path.name for path in (tmp_path / name / 'run0').glob('best*')) == ['best']
 
 
-def test_stage_2_in_two_processes_gives_the_losses_and_scores_of_one(place, tmp_path):  # noqa: F811
-  """Dropout included: captions are padded to one length in both, 16 tokens."""
+def test_stage_2_divided_over_two_processes_gives_the_losses_and_scores_of_one(place, tmp_path):  # noqa: F811
+  """Batch and state are divided. Dropout included: captions are padded to one length in both, 16 tokens."""
   config = test_clap.get_config(test_clap.options(place, evals_every=4, **{'text.max_length': 16, 'model.frames': 96}))
   config.evals = ConfigDict({'found': {'kind': 'retrieval', 'split': 'train'},
                              'sound': {'kind': 'zeroshot', 'split': 'train', 'template': '{} kind'}})
   for count, name in ((1, 'one'), (2, 'two')):
+    config.mesh = ConfigDict({'fsdp': count})
     finish(start(config, tmp_path / name, count))
   one, two = (losses(tmp_path / name) for name in ('one', 'two'))
   assert {'loss_clap/a', 'found/text_to_audio/R@1', 'sound/accuracy'} <= set(one[4])
