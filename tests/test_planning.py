@@ -7,10 +7,8 @@ import pytest
 
 from m2d_clap_jax.cli.main import main
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.planning import machines
 from m2d_clap_jax.planning.program import Array, Program
-from m2d_clap_jax.planning.update import Needs, extrapolated, state_size
 
 
 def flops(function, *shapes):
@@ -50,13 +48,6 @@ def test_an_array_occupies_whole_tiles():
   assert Array('bf16', (64, 58), '1,0:T(8,128)(2,1)').bytes == 64 * 128 * 2
   assert Array('f32', (3, 191, 191), '1,2,0:T(8,128)').bytes == 3 * 192 * 256 * 4
   assert not Array('f32', (8, 128), '1,0:T(8,128)S(1)').in_main_memory
-
-
-def test_every_block_adds_the_same_so_three_shallow_models_tell_of_a_deep_one():
-  def parameters(model):
-    return Needs(state_size(model), *[0.0] * (len(Needs._fields) - 1))
-  model = M2DCLAP(width=32, heads=2, depth=7, predictor_width=16, predictor_heads=2, predictor_depth=5, text_width=8)
-  assert extrapolated(model, parameters).arguments == state_size(model)
 
 
 def test_machines_have_the_devices_that_cloud_tpu_sells_under_their_name():

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="
 ROOT = pathlib.Path(__file__).parent.parent
 
 # One block each, narrow, but with 256 samples a device, so that activations lie in the main memory as those of Base do.
-UPDATE = ['--topology', 'v5e-8', '--batch', '2048', '--whole', '--model', 'width=128', 'heads=2', 'depth=1',
+UPDATE = ['--topology', 'v5e-8', '--batch', '2048', '--model', 'width=128', 'heads=2', 'depth=1',
           'predictor_width=128', 'predictor_heads=4', 'predictor_depth=1']
 MOST = {'temporary memory': 0.248, 'traffic of a sample': 0.00234}  # GB
 

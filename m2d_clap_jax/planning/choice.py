@@ -21,7 +21,7 @@ def trials(model: M2DCLAP, machine: Machine, batch: int, started: Callable[[Plan
                     memory=machine.chip.memory):
     started(plan)
     try:
-      found = needs(model.clone(remat=plan.remat), machine, batch, plan.fsdp, whole=True, accumulate=plan.accumulate)
+      found = needs(model.clone(remat=plan.remat), machine, batch, plan.fsdp, accumulate=plan.accumulate)
       yield Trial(plan, found, int(found.memory))
       if found.memory <= machine.chip.memory:
         return

@@ -1,6 +1,5 @@
 """The pre-training update compiled for a TPU, and what it needs there, per device and update."""
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -97,22 +96,9 @@ def read(program_of, chip: Chip) -> tuple[Needs, Program]:
   return Needs(memory.argument_size_in_bytes, memory.temp_size_in_bytes, flops, traffic, sent, hidden, waiting), program
 
 
-def extrapolated(model: M2DCLAP, measure: Callable[[M2DCLAP], Needs]) -> Needs:
-  """What a deep model needs, from three shallow ones: every figure grows by the same amount with each block of the
-  encoders and with each block of the predictor."""
-  encoder, predictor = min(model.depth, 1), min(model.predictor_depth, 1)
-  base = measure(model.clone(depth=encoder, predictor_depth=predictor))
-  deeper = measure(model.clone(depth=encoder + 1, predictor_depth=predictor))
-  longer = measure(model.clone(depth=encoder, predictor_depth=predictor + 1))
-  return Needs(*(a + (model.depth - encoder) * (b - a) + (model.predictor_depth - predictor) * (c - a)
-                 for a, b, c in zip(base, deeper, longer)))
+def needs(model: M2DCLAP, machine: Machine, batch: int, fsdp: int = 1, **loss_options) -> Needs:
+  """What an update of a global batch needs on a machine. Raises OutOfMemory and UserError.
 
-
-def needs(model: M2DCLAP, machine: Machine, batch: int, fsdp: int = 1, whole: bool = False, **loss_options) -> Needs:
-  """What an update of a global batch needs on a machine; with `whole` the model is compiled as it is, otherwise
-  as in `extrapolated`. Raises OutOfMemory and UserError."""
-  devices = machines.devices(machine)
-
-  def measure(part: M2DCLAP) -> Needs:
-    return read(compile_update(part, devices, batch, fsdp, **loss_options)[0], machine.chip)[0]
-  return measure(model) if whole else extrapolated(model, measure)
+  The model is compiled in its whole depth: shallow ones have more of their arrays in the core's fast memory.
+  """
+  return read(compile_update(model, machines.devices(machine), batch, fsdp, **loss_options)[0], machine.chip)[0]
