@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.compiled import cost
+from benchmarks.profiled import by_kind
 from benchmarks.report import Row, finish, in_turns
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
@@ -98,7 +99,8 @@ def main(argv=None):
   settings = {'size': args.size, 'variant': args.variant, 'input': model.input_size, 'batch': args.batch,
               'dtype': args.dtype, 'device': device.device_kind, 'jax': jax.__version__,
               'compilation cache': jax.config.jax_compilation_cache_dir or 'none'}
-  finish('train_step', settings, make_rows(args, step, timings, products, burst, device),
+  rows = make_rows(args, step, timings, products, burst, device) + (by_kind(step, args.profile) if args.profile else [])
+  finish('train_step', settings, rows,
          {str(name): timing for name, timing in timings.items()}, args.out)
 
 
@@ -166,6 +168,7 @@ def parse(argv):
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
                       help='also time an equivalent PyTorch step, in turns with this one')
   parser.add_argument('--eigen', action='store_true', help="also time the step with Eigen's products, as in inference, in turns")
+  parser.add_argument('--profile', type=int, default=0, metavar='N', help='also the N kinds of instruction that take longest')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
   if not args.matmul:

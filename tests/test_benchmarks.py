@@ -59,6 +59,13 @@ def test_train_step_prints_figures_beside_the_matrix_rate(variant, capsys, tmp_p
   assert own < counted < 3 * own, 'the compiler counts the same products, and what is not a product'
 
 
+def test_train_step_prints_the_kinds_of_instruction_that_take_longest(capsys, tmp_path):
+  train_step.main([*TINY, '--profile', '3', '--out', str(tmp_path / 'x.json')])
+  kinds = [row for row in json.loads((tmp_path / 'x.json').read_text())['rows'] if row['figure'].startswith('in ')]
+  assert len(kinds) == 3 and sum(row['ratio'] for row in kinds) <= 1
+  assert kinds[0]['value'] >= kinds[1]['value'] >= kinds[2]['value'] > 0
+
+
 def test_train_step_runs_where_there_is_nothing_but_jax_flax_and_optax():
   blocked = ['tensorflow', 'tensorflow_datasets', 'transformers', 'torch', 'orbax', 'clu', 'ml_collections', 'librosa',
              'soundfile', 'soxr', 'scipy.signal', 'matplotlib', 'sklearn']
