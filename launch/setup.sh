@@ -24,15 +24,14 @@ set_up() {
   fi
   .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip  # its creation was interrupted
   rm -f .venv/.installed*  # an interrupted installation must not count as finished
-  _pip install $quiet -r requirements.txt
   if [ -n "$extra" ]; then
-    _pip install $quiet -c requirements.txt -e ".[train,$extra]"
-    _pip install $quiet --no-deps -r requirements-demo.txt
-    _described > ".venv/.installed$extra"
+    _install $quiet -r requirements.txt -e ".[train,$extra]"
   else
-    _pip install $quiet --no-deps -e .
-    _pip install $quiet --no-deps -r requirements-demo.txt
+    _install $quiet -r requirements.txt
+    _install $quiet --no-deps -e .
   fi
+  _install $quiet --no-deps -r requirements-demo.txt
+  [ -z "$extra" ] || _described > ".venv/.installed$extra"
   _described > .venv/.installed
 }
 
@@ -56,8 +55,9 @@ run_here() {
   return "$code"
 }
 
-_pip() {
-  .venv/bin/python -m pip --disable-pip-version-check "$@"
+# Modules are compiled when they are first imported: most of those in 5 GB never are.
+_install() {
+  .venv/bin/python -m pip --disable-pip-version-check install --no-compile "$@"
 }
 
 # Everything that determines an installation.
