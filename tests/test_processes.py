@@ -125,7 +125,8 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(config, alone, tmp_path):
 
 @pytest.mark.parametrize('killed, kind', [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_when_one_of_two_is_gone_or_stopped_the_other_ends_within_the_timeout_and_says_so(killed, kind, config, tmp_path):
-  processes = start(config, tmp_path, 2, '--config.steps=100000', '--peer_timeout=5')
+  bare = ConfigDict(config.to_dict() | {'evals': {}})
+  processes = start(bare, tmp_path, 2, '--config.steps=100000', '--peer_timeout=5')
   wait_for(processes[0], written(tmp_path, 8))
   processes[killed].send_signal(kind)
   other = processes[1 - killed]
