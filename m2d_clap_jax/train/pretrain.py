@@ -1,6 +1,5 @@
 """The pre-training driver: from a configuration and a data folder to checkpoints, logs and figures."""
 import functools
-import math
 import sys
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ from m2d_clap_jax.train.prepared_data import PreparedData, open_data
 from m2d_clap_jax.train.same_data import check_parts, refuse_other
 from m2d_clap_jax.train.start import start_from
 from m2d_clap_jax.train.step import create_state, draw_mask, pretrain_loss, pretrain_step
-from m2d_clap_jax.weights import Weights, expected_shapes, read
+from m2d_clap_jax.weights import Weights, read
 from m2d_clap_jax.weights.description import check_network
 from m2d_clap_jax.workdir import own_workdir
 
@@ -57,8 +56,6 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
       model = model | {'norm_stats': before['norm_stats']}
     network = make_model(model, found, weights)
     check_data(before, found)
-    mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(network))
-    sharding.check_batch(batch_size, mesh, loss.get('accumulate') or 1)
     batches = TrainingBatches(
         split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
         captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
@@ -66,18 +63,20 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
         batch_size=batch_size, epoch=batches.order.epoch_clips / batch_size, total=total)
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
+    create = functools.partial(create_state, seed, model=network, tx=tx)
+    shapes = jax.eval_shape(create)
+    mesh = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(sharding.count_elements(shapes.params))
+    sharding.check_batch(batch_size, mesh, loss.get('accumulate') or 1)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluations = Evaluations(network, mesh, split, make_evaluators(evals, found.folder.path), guards.watchdog)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))
     guards.watchdog.beat('opening the data')
-    create = functools.partial(create_state, seed, model=network, tx=tx)
     update, needs = fitted_update(
         functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, gather=sharding.gather(mesh), folders=found.labels),
-        network, loss, model.get('remat'), jax.eval_shape(create), functools.partial(batches, 0), mesh)
+        network, loss, model.get('remat'), shapes, functools.partial(batches, 0), mesh)
     if dry_run:
       batches(0)
-      print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
-            'was trained')
+      print(f'{describe(network, split, shapes, mesh, total)}\n{needs}dry run: data and model fit; nothing was trained')
       return
     state, meta = create_or_restore(saved, create, mesh, settings)
     if weights and not meta:
@@ -177,10 +176,6 @@ def check_model(model: M2DCLAP):
                     'visible, where some must be visible and some masked')
 
 
-def count_parameters(model: M2DCLAP) -> int:
-  return sum(math.prod(shape) for shape in expected_shapes(model)['params'].values())
-
-
 def make_schedule(*, batch_size: int, epoch: float, total: int, base_learning_rate: float, warmup_epochs: float = 0.0,
                   warmup_share: float | None = None, warmup_steps: int | None = None):
   """Learning rate `base_learning_rate * batch_size / 256`, warmed up over epochs (of `epoch` steps), or a share of the run
@@ -234,6 +229,6 @@ def draw_masked_clip(data: PreparedData, model: M2DCLAP, step: int, state, log):
 
 def describe(model: M2DCLAP, split, state, mesh, total: int, first: int = 0) -> str:
   """The sizes of model, data and machine; `state` may be of shapes."""
-  count = sum(x.size for x in jax.tree.leaves(state.params))
-  return (f'{sharding.table(state, mesh)}\n{count / 1e6:.1f} M parameters, {model.num_patches} patches; '
-          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {first} to {total}')
+  return (f'{sharding.table(state, mesh)}\n{sharding.count_elements(state.params) / 1e6:.1f} M parameters, '
+          f'{model.num_patches} patches; {split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); '
+          f'steps {first} to {total}')
