@@ -89,7 +89,7 @@ def test_changed_requirements_and_broken_off_installations_are_installed_again(l
   code, commands = launch('test.sh', '-x', fail='-demo.txt')
   assert code != 0 and 'pytest' not in commands[-1]
   code, commands = launch('test.sh', '-x')
-  assert code == 0 and len(commands) == 3
+  assert code == 0 and len(commands) == 4
 
 
 def test_pinned_versions_lie_in_the_ranges_of_setup_cfg():
