@@ -188,7 +188,7 @@ def flags(config, plain):
 
 
 def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
-  config = tiny_config(data, epochs=9, save_every=2, log_every=5)
+  config = tiny_config(data, epochs=9, save_every=2, log_every=5, evals_every=3)
   config.data.seconds = 0.4  # of 0.5: crops are drawn
   config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
