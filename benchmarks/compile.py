@@ -30,13 +30,14 @@ def compile_seconds(size: str, batch: int, dtype: str) -> float:
   return JaxStep(model, make_batch(model, batch), burst=1).compile_seconds
 
 
-def start_seconds(size: str, batch: int, dtype: str, folder: str, width: int, cache: str, workdir: str) -> float:
-  """From the command to the first update of a run on the records in `folder`."""
+def start_seconds(size: str, batch: int, dtype: str, folder: str, width: int, cache: str, workdir: str,
+                  *options: str) -> float:
+  """From the command, with further `options`, to the first update of a run on the records in `folder`."""
   command = [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/pretrain.py:{size}',
              f'--config.data.folder={folder}', f'--config.batch_size={batch}', '--config.steps=1',
              '--config.schedule.warmup_steps=0' if size == 'small_2s' else '--config.schedule.warmup_epochs=0.',
              f'--config.model.dtype={dtype}', f'--config.model.text_width={width}', '--config.log_every=1',
-             f'--workdir={workdir}']
+             f'--workdir={workdir}', *options]
   start = time.perf_counter()
   process = subprocess.Popen(command, env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache}, cwd=ROOT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

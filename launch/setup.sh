@@ -7,7 +7,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 # setup.cfg if one is given. Does nothing if that has been done, so that no network is needed then.
 # PYTHON selects the interpreter of a new environment (python3 by default).
 set_up() {
-  local extra=${1:-} base=${PYTHON:-python3} quiet=-q
+  local extra=${1:-} base=${PYTHON:-python3} quiet=-q began=$SECONDS
   if ! .venv/bin/python -V >/dev/null 2>&1; then
     if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       echo "error: $base is not Python 3.11 or newer: name one that is, as in PYTHON=python3.11 bash $0" >&2
@@ -24,16 +24,16 @@ set_up() {
   fi
   .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip  # its creation was interrupted
   rm -f .venv/.installed*  # an interrupted installation must not count as finished
-  _pip install $quiet -r requirements.txt
+  _install $quiet -r requirements.txt
   if [ -n "$extra" ]; then
-    _pip install $quiet -c requirements.txt -e ".[train,$extra]"
-    _pip install $quiet --no-deps -r requirements-demo.txt
-    _described > ".venv/.installed$extra"
+    _install $quiet -c requirements.txt -e ".[train,$extra]"
   else
-    _pip install $quiet --no-deps -e .
-    _pip install $quiet --no-deps -r requirements-demo.txt
+    _install $quiet --no-deps -e .
   fi
+  _install $quiet --no-deps -r requirements-demo.txt
+  [ -z "$extra" ] || _described > ".venv/.installed$extra"
   _described > .venv/.installed
+  echo "Installed in $((SECONDS - began)) s." >&2
 }
 
 # run_here EXTRA [--dry-run] OPTION ...: runs main.py on this machine, with the extra installed, and restarts it as long as
@@ -56,8 +56,9 @@ run_here() {
   return "$code"
 }
 
-_pip() {
-  .venv/bin/python -m pip --disable-pip-version-check "$@"
+# Modules are compiled when they are first imported: most of those in 5 GB never are.
+_install() {
+  .venv/bin/python -m pip --disable-pip-version-check install --no-compile "$@"
 }
 
 # Everything that determines an installation.

@@ -27,12 +27,21 @@ documentation() {
     grep -q encode_audio .venv/cache/site/api/index.html
 }
 
-check ruff .venv/bin/python -m ruff check .
-check shellcheck .venv/bin/shellcheck -x launch/*.sh .ci/run
-check mypy .venv/bin/python -m mypy --cache-dir .venv/cache/mypy
-check documentation documentation
-# Two workers, each running whole files.
-.venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=10 || failed+=(tests)
+checks() {
+  check ruff .venv/bin/python -m ruff check .
+  check shellcheck .venv/bin/shellcheck -x launch/*.sh .ci/run
+  check mypy .venv/bin/python -m mypy --cache-dir .venv/cache/mypy
+  check documentation documentation
+  [ ${#failed[@]} -eq 0 ]
+}
+
+# The checks run beside the tests, which often wait, and report after them. Two workers run whole files of tests, in the
+# order of tests/conftest.py.
+mkdir -p .venv/cache
+checks > .venv/cache/checks 2>&1 &
+.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=20 || failed+=(tests)
+wait $! || failed+=(checks)
+cat .venv/cache/checks
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2
   exit 1

@@ -41,6 +41,11 @@ def mesh_for(parameters: int, *, fsdp: int | None = None) -> Mesh:
   return make_mesh(fsdp=fsdp or choose_fsdp(parameters))
 
 
+def count_elements(tree) -> int:
+  """The number of elements of a tree's arrays, or of their shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def choose_fsdp(parameters: int, devices=None, memory: int | None = None) -> int:
   """The number of devices to divide the state over so that it takes at most SHARE of a device's memory.
 

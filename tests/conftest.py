@@ -27,10 +27,11 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # a worker has all of this from the
 
 # The files that take longest, the longest first: whole files are handed to the workers in this order, so that no worker
 # ends long after the others.
-LONGEST = ['test_processes', 'test_wheel', 'test_pretrain', 'test_benchmarks', 'test_readme', 'test_api', 'test_finetune',
-           'test_eval_run', 'test_faults', 'test_released', 'test_examples', 'test_compiled_program', 'test_remote',
+LONGEST = ['test_processes', 'test_pretrain', 'test_benchmarks', 'test_readme', 'test_tpu_program', 'test_wheel',
+           'test_finetune', 'test_clap', 'test_eval_run', 'test_faults', 'test_examples', 'test_stablehlo', 'test_first_hour',
+           'test_api', 'test_fuzz', 'test_stage_scores', 'test_released', 'test_compiled_program', 'test_remote',
            'test_sharding', 'test_damaged_files', 'test_by_name', 'test_runtime', 'test_readers', 'test_commands_models',
-           'test_step', 'test_demo_page', 'test_beam']
+           'test_step', 'test_fitting', 'test_demo_page', 'test_beam']
 
 
 @pytest.fixture(scope='session')

@@ -16,7 +16,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
 _IMPORTED = ['jax', 'flax.linen', 'optax', 'orbax.checkpoint', 'tensorflow', 'clu.metric_writers', 'sklearn.metrics',
-             'm2d_clap_jax.train.pretrain', 'm2d_clap_jax.train.finetune', 'm2d_clap_jax.eval.finished', 'tests.launched']
+             'm2d_clap_jax.train.pretrain', 'm2d_clap_jax.train.clap', 'm2d_clap_jax.train.finetune',
+             'm2d_clap_jax.eval.finished', 'tests.launched']
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(_IMPORTED)
 

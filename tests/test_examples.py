@@ -27,7 +27,8 @@ def here(tmp_path_factory):
   assert run('prepare', f'--manifest={audio}/manifest.csv', f'--audio_root={audio}', f'--out={root}/records',
              '--text_encoder=minilm') == 0
   launched.run('--config=configs/pretrain.py:demo', f'--workdir={root}/runs/demo', '--config.data.demo=False',
-               f'--config.data.folder={root}/records', '--config.batch_size=16', '--config.steps=8', env=ENVIRONMENT)
+               f'--config.data.folder={root}/records', '--config.batch_size=16', '--config.steps=8', '--config.model.depth=2',
+               '--config.model.predictor_depth=1', env=ENVIRONMENT)
 
   class Here:
     folder = root / 'runs' / 'demo'

@@ -20,6 +20,22 @@ from tests.prepare_helpers import FakeEncoder, corpus
 from tests.test_pretrain import ENVIRONMENT, flags, losses, one_device, tiny_config, wait_for  # noqa: F401
 
 
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):  # noqa: F811
+  """A finished run of 6 steps, with checkpoints of the steps 4 and 6 -> (its configuration, its workdir, to be copied)."""
+  config = tiny_config(data, steps=6, log_every=1, save_every=2, statistics_every=6, evals_every=6)
+  workdir = tmp_path_factory.mktemp('finished')
+  with pytest.MonkeyPatch.context() as patch:
+    one_device.__wrapped__(patch)
+    pretrain.run(config, workdir)
+  return config, workdir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+  return shutil.copytree(finished[1], tmp_path / 'run')
+
+
 def test_sigterm_saves_leaves_with_its_own_code_and_the_same_command_goes_on(data, tmp_path):  # noqa: F811
   config = tiny_config(data, steps=30, log_every=3, save_every=30, statistics_every=30, evals_every=30)
   launched.run(*flags(config), f'--workdir={tmp_path / "whole"}', env=ENVIRONMENT)
@@ -67,35 +83,28 @@ def without_meta(folder):
 
 
 @pytest.mark.parametrize('damage', [truncate, empty, overwrite, without_meta])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, data, tmp_path, capsys):  # noqa: F811
-  config = tiny_config(data, steps=6, log_every=1, save_every=2, statistics_every=6, evals_every=6)
-  pretrain.run(config, tmp_path)
-  expected = losses(tmp_path)
-  damage(tmp_path / 'checkpoints' / '6')
-  pretrain.run(config, tmp_path)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, run, capsys):
+  expected = losses(run)
+  damage(run / 'checkpoints' / '6')
+  pretrain.run(finished[0], run)
   assert 'the checkpoint of step 6 is damaged' in capsys.readouterr().err
-  assert [path.name[:2] for path in (tmp_path / DAMAGED).iterdir()] == ['6-']
-  assert losses(tmp_path) == expected and Checkpoints(tmp_path).latest() == 6
+  assert [path.name[:2] for path in (run / DAMAGED).iterdir()] == ['6-']
+  assert losses(run) == expected and Checkpoints(run).latest() == 6
 
 
-def test_when_all_checkpoints_are_damaged_the_run_says_so(data, tmp_path):  # noqa: F811
-  config = tiny_config(data, steps=2, save_every=2)
-  pretrain.run(config, tmp_path)
-  for folder in (tmp_path / 'checkpoints').iterdir():
+def test_when_all_checkpoints_are_damaged_the_run_says_so(finished, run):
+  for folder in (run / 'checkpoints').iterdir():
     empty(folder)
   with pytest.raises(UserError, match='every checkpoint is damaged'):
-    pretrain.run(config, tmp_path)
+    pretrain.run(finished[0], run)
 
 
-def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(data, tmp_path, capsys):  # noqa: F811
-  config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
-  pretrain.run(config, tmp_path / 'whole')
+def test_reading_a_run_takes_the_newest_readable_checkpoint_and_moves_nothing(finished, tmp_path, capsys):
   for damage in (truncate, empty, without_meta):
-    run = tmp_path / damage.__name__
-    shutil.copytree(tmp_path / 'whole', run)
-    older, newest = (run / 'checkpoints' / step for step in '24')
+    run = shutil.copytree(finished[1], tmp_path / damage.__name__)
+    older, newest = (run / 'checkpoints' / step for step in '46')
     damage(newest)
-    assert read_parameters(run)[0] == 2
+    assert read_parameters(run)[0] == 4
     assert f'{newest} is damaged' in capsys.readouterr().err
     damage(older)
     with pytest.raises(UserError, match=f'{older.parent}: none of its 2 checkpoints can be read'):
@@ -108,21 +117,19 @@ PASSING = [MemoryError(), OSError(5, 'Input/output error'), PermissionError(13, 
            ValueError('UNAVAILABLE: Error reading "params.a/0": the store is away')]
 
 
-def test_a_passing_error_at_restore_ends_the_run_with_its_reason_and_touches_nothing(data, tmp_path, monkeypatch):  # noqa: F811
-  config = tiny_config(data, steps=4, save_every=2, statistics_every=4, evals_every=4)
-  pretrain.run(config, tmp_path)
+def test_a_passing_error_at_restore_ends_the_run_with_its_reason_and_touches_nothing(finished, run, monkeypatch):
   for error in PASSING:
     def fail(*args, error=error, **kwargs):
       raise error
-    refused = f'checkpoints/4: cannot be read .{re.escape(str(error) or type(error).__name__)}.: nothing was changed'
+    refused = f'checkpoints/6: cannot be read .{re.escape(str(error) or type(error).__name__)}.: nothing was changed'
     with monkeypatch.context() as patch:
       patch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
       with pytest.raises(UserError, match=refused):
-        pretrain.run(config, tmp_path)
+        pretrain.run(finished[0], run)
       patch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
       with pytest.raises(UserError, match=refused):
-        read_parameters(tmp_path)
-  assert not (tmp_path / DAMAGED).exists() and Checkpoints(tmp_path).latest() == read_parameters(tmp_path)[0] == 4
+        read_parameters(run)
+  assert not (run / DAMAGED).exists() and Checkpoints(run).latest() == read_parameters(run)[0] == 6
 
 
 @pytest.fixture

@@ -188,14 +188,14 @@ def flags(config, plain):
 
 
 def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
-  config = tiny_config(data, epochs=16, save_every=2, log_every=5)
+  config = tiny_config(data, epochs=9, save_every=2, log_every=5, evals_every=3)
   config.data.seconds = 0.4  # of 0.5: crops are drawn
   config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   launched.run(*options, f'--workdir={whole}', env=ENVIRONMENT)
   history, codes = broken / 'run0' / 'metrics.jsonl', []
-  for step, sent in ((10, signal.SIGKILL), (30, signal.SIGTERM), (None, None)):
+  for step, sent in ((10, signal.SIGKILL), (15, signal.SIGTERM), (None, None)):
     process = launched.Main(*options, f'--workdir={broken}', env=ENVIRONMENT)
     if step:
       wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())

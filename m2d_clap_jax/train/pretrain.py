@@ -56,8 +56,6 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
       model = model | {'norm_stats': before['norm_stats']}
     network = make_model(model, found, weights)
     check_data(before, found)
-    bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))
-    sharding.check_batch(batch_size, sharding.make_mesh(fsdp=mesh.get('fsdp') or 1), loss.get('accumulate') or 1)
     batches = TrainingBatches(
         split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
         captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
@@ -65,18 +63,20 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     learning_rate = bind(make_schedule, schedule, 'config.schedule', given=('batch_size', 'epoch', 'total'))(
         batch_size=batch_size, epoch=batches.order.epoch_clips / batch_size, total=total)
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
+    create = functools.partial(create_state, seed, model=network, tx=tx)
+    shapes = jax.eval_shape(create)
+    bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))
+    sharding.check_batch(batch_size, sharding.make_mesh(fsdp=mesh.get('fsdp') or 1), loss.get('accumulate') or 1)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluators = make_evaluators(evals, found.folder.path)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))
     guards.watchdog.beat('opening the data')
-    create = functools.partial(create_state, seed, model=network, tx=tx)
     update, mesh, needs = fitted_update(
         functools.partial(pretrain_step, tx=tx, ema_schedule=ema_schedule, folders=found.labels), network, loss,
-        Given(mesh.get('fsdp'), model.get('remat'), loss.get('accumulate')), jax.eval_shape(create), functools.partial(batches, 0))
+        Given(mesh.get('fsdp'), model.get('remat'), loss.get('accumulate')), shapes, functools.partial(batches, 0))
     if dry_run:
       batches(0)
-      print(describe(network, split, jax.eval_shape(create), mesh, total) + f'\n{needs}dry run: data and model fit; nothing '
-            'was trained')
+      print(f'{describe(network, split, shapes, mesh, total)}\n{needs}dry run: data and model fit; nothing was trained')
       return
     state, meta = create_or_restore(saved, create, mesh, settings)
     if weights and not meta:
@@ -235,6 +235,6 @@ def draw_masked_clip(data: PreparedData, model: M2DCLAP, step: int, state, log):
 
 def describe(model: M2DCLAP, split, state, mesh, total: int, first: int = 0) -> str:
   """The sizes of model, data and machine; `state` may be of shapes."""
-  count = sum(x.size for x in jax.tree.leaves(state.params))
-  return (f'{sharding.table(state, mesh)}\n{count / 1e6:.1f} M parameters, {model.num_patches} patches; '
-          f'{split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); steps {first} to {total}')
+  return (f'{sharding.table(state, mesh)}\n{sharding.count_elements(state.params) / 1e6:.1f} M parameters, '
+          f'{model.num_patches} patches; {split.num_clips} clips; {mesh.size} {jax.devices()[0].platform} device(s); '
+          f'steps {first} to {total}')

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel, decode
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
@@ -158,7 +159,7 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
 
 def count_parameters(classifier: Classifier) -> int:
   shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
+  return sharding.count_elements(shapes['params'])
 
 
 def measure(data: Data, logmel: LogMel) -> tuple[float, float]:
