@@ -45,13 +45,21 @@ class _Unsure(Exception):
   """libsndfile cannot read a file, or not all of it, but FFmpeg may; the message is the reason."""
 
 
+class _ForwardSoundFile(soundfile.SoundFile):
+  """Read from start to end. A `SoundFile` that is seekable seeks after each block, upon which an mp3 loses the bits that its
+  frames keep in earlier ones: some hundred samples are wrong, by up to 0.3."""
+
+  def seekable(self) -> bool:
+    return False
+
+
 class LibsndfileSound:
   """rate in Hz; `blocks(wanted)` yields float32 [S, C] until `wanted` samples or the end, and raises Damaged."""
 
   def __init__(self, file):
     self._file = file
     try:
-      self._sound = soundfile.SoundFile(file)
+      self._sound = _ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
       raise _Unsure(f'is not readable as audio ({_reason(error)})') from None
     if not self._sound.frames:  # or only its header says so, as after recording to a pipe
