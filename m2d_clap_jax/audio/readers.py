@@ -76,7 +76,7 @@ class LibsndfileSound:
       while count < wanted and not ended:
         asked = int(min(_BLOCK, wanted - count))
         try:
-          block = sound.read(asked, dtype='float32', always_2d=True)
+          block = sound.read(min(asked, sound.frames - count), dtype='float32', always_2d=True)  # FLAC would read past its end
         except soundfile.LibsndfileError as error:
           raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({_reason(error)})') from None
         ended = len(block) < asked  # the end, or a hole: reading past a hole would join unrelated samples
