@@ -167,7 +167,7 @@ def audio(folder: pathlib.Path) -> dict[str, Kind]:
   for name, how in {'a.wav': {}, 'a.flac': {}, 'a.ogg': {}, 'a.opus': {'format': 'OGG', 'subtype': 'OPUS'}, 'a.mp3': {},
                     'a.aiff': {}, 'a.au': {}, 'a.caf': {}, 'a.w64': {}, 'a.voc': {}}.items():
     soundfile.write(place / name, wave, RATE, **how)
-  for name, codec in {'a.m4a': 'aac', 'a.webm': 'libopus', 'a.wma': 'wmav2', 'a.mp2': 'mp2', 'a.mka': 'flac',
+  for name, codec in {'a.m4a': 'aac', 'a.webm': 'libopus', 'a.wma': 'wmav2', 'a.mp2': 'mp2', 'a.mka': 'flac', 'b.m4a': 'alac',
                       'a.aac': 'aac'}.items():
     encode(place / name, wave, RATE, codec, to_rate=48000)
   return {'audio': Kind(sorted(place.iterdir()), lambda path: len(load(path, RATE, 30.0)[0]), guarded=False)}
@@ -186,7 +186,7 @@ def main(argv=None):
   parser = argparse.ArgumentParser(prog='python -m benchmarks.fuzz', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=300, help='damaged files of each kind')
-  parser.add_argument('--audio', type=int, default=1200, help='damaged recordings, over 16 formats')
+  parser.add_argument('--audio', type=int, default=1200, help='damaged recordings, over 17 formats')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)

@@ -18,7 +18,7 @@ import soundfile
 
 from benchmarks.report import CORES, Row, finish, in_turns, peak_mb
 from m2d_clap_jax.audio.logmel import LogMel
-from m2d_clap_jax.data.decoding import Pool
+from m2d_clap_jax.audio.pool import Pool
 
 SECONDS = 10
 KINDS = [(form, rate) for form in ('wav', 'flac', 'ogg') for rate in (44100, 16000)]
@@ -26,18 +26,18 @@ SHARE = 4  # files per task of the ceilings' processes
 
 
 def bare(paths, logmel: LogMel):
-  """Does a worker's work on each file, discarding the results -> the process's peak memory. Runs in a worker process."""
+  """Does a worker's work on each file, discarding the results; yields the process's peak memory. Runs in a worker process."""
   from m2d_clap_jax.data.worker import from_audio
   for path in paths:
-    from_audio(path, logmel, 30.0)
-  return peak_mb()
+    next(from_audio(path, logmel, 30.0))
+  yield peak_mb()
 
 
 def decode(paths):
-  """Decodes files without resampling and discards the samples. Runs in a worker process."""
+  """Decodes files without resampling and discards the samples; yields as `bare`. Runs in a worker process."""
   for path in paths:
     soundfile.read(path, dtype='float32')
-  return peak_mb()
+  yield peak_mb()
 
 
 def render(folder: str, clips: int) -> list[str]:

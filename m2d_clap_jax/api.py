@@ -142,14 +142,13 @@ class Pipeline:
       template: turns a label into a caption; the normalised embeddings of several templates are averaged.
     """
     self._need_clap()
-    labels = [labels] if isinstance(labels, str) else list(labels)
-    if not labels:
+    if not len(labels):
       raise UserError('classify needs labels, such as labels=["dog", "rain"]')
     return _unit(self.encode_audio(waves, sample_rate)) @ self.encode_labels(labels, template).T
 
   def encode_labels(self, labels: Sequence[str], template: str | Sequence[str] = TEMPLATE) -> np.ndarray:
     """-> [C, E] unit vectors of the labels' captions; template as in `classify`."""
-    templates = [template] if isinstance(template, str) else list(template)
+    labels, templates = ([each] if isinstance(each, str) else list(each) for each in (labels, template))
     captions = [_fill(each, label) for each in templates for label in labels]
     embedded = _unit(self.encode_text(captions)).reshape(len(templates), len(labels), -1)
     return _unit(embedded.mean(axis=0))

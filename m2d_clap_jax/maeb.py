@@ -24,7 +24,7 @@ from mteb.models.abs_encoder import AbsEncoder
 
 from m2d_clap_jax import api
 from m2d_clap_jax.audio import decode
-from m2d_clap_jax.audio.clips import AudioClip
+from m2d_clap_jax.audio.inputs import AudioClip
 from m2d_clap_jax.losses import normalize
 
 GROUP = 128  # rows that are in memory at once

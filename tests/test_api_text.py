@@ -13,6 +13,7 @@ def test_text_and_classification(model, music):
   audio = model.encode_audio([music, music[:9000]])
   cosines = (audio @ text.T) / np.linalg.norm(audio, axis=1)[:, None] / np.linalg.norm(text, axis=1)
   np.testing.assert_allclose(model.classify([music, music[:9000]], labels=labels), cosines, atol=1e-5)
+  np.testing.assert_allclose(model.classify(music, labels='dog_bark'), cosines[:1, :1], atol=1e-5)  # one label, not eight
   both = model.encode_labels(labels, ['{} can be heard', 'a recording of {}'])
   np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
   with pytest.raises(UserError, match='no {} for the label'):

@@ -26,6 +26,12 @@ def here(tmp_path_factory):
   return Here
 
 
+def small_blocks(*arguments):
+  """`decode.stream` in such small blocks that damage shows when a part has been encoded already."""
+  readers._BLOCK = 1000
+  yield from decode.stream(*arguments)
+
+
 def embed(here, out, *options, paths=None):
   return run('embed', *(paths or [here.root / 'audio']), '--model', here.folder, '-o', out, *options)
 
@@ -68,7 +74,7 @@ def test_frames_and_their_times_equal_the_pipeline_in_both_formats(here, tmp_pat
 
 
 def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(readers, '_BLOCK', 1000)  # so that the damage shows when a part has been encoded already
+  monkeypatch.setattr(files, 'STREAM', 'tests.test_commands_embed:small_blocks')
   audio = here.root / 'audio'
   cut, text, none = (str(audio / name) for name in ('more/cut.flac', 'more/text.wav', 'none.wav'))
   bad = {cut: 'lost sync', text: 'not readable as audio', none: 'no such file'}

@@ -9,6 +9,7 @@ import soundfile
 
 from m2d_clap_jax.audio import decode
 from m2d_clap_jax.errors import UserError
+from tests.small_model import arpeggio
 
 
 def tone(rate, seconds=2.0, hz=440.0):
@@ -60,6 +61,15 @@ def test_decoding_in_blocks_equals_resampling_at_once(tmp_path):
   noise = (np.random.default_rng(0).standard_normal(44100 * 15) * 0.1).astype(np.float32)  # more than two blocks
   wave, _ = decode.load(write(tmp_path / 'a.wav', noise, 44100, subtype='FLOAT'), 16000)
   np.testing.assert_array_equal(wave, decode.resample(noise, 44100, 16000))
+
+
+def test_an_mp3_of_variable_rate_in_blocks_equals_itself_at_once(tmp_path):
+  wave = np.concatenate([arpeggio(44100, 1 + i / 7)[:44100] for i in range(20)])
+  with soundfile.SoundFile(tmp_path / 'a.mp3', 'w', 44100, 1, bitrate_mode='VARIABLE', compression_level=0.7) as file:
+    for part in np.array_split(wave, 20):
+      file.write(part)
+  at_once = soundfile.read(tmp_path / 'a.mp3', dtype='float32')[0]
+  np.testing.assert_allclose(decode.load(tmp_path / 'a.mp3', 44100)[0], at_once, atol=1e-6)
 
 
 def test_max_seconds_is_the_beginning_of_the_whole(tmp_path):

@@ -7,6 +7,7 @@ import soundfile
 
 import m2d_clap_jax
 from m2d_clap_jax.audio import files
+from m2d_clap_jax.audio.pool import STREAM, Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.eval import report
 from m2d_clap_jax.eval.finished import evaluate
@@ -164,7 +165,7 @@ def test_retrieval_takes_whole_clips_of_any_length_and_tells_damaged_ones(projec
 def test_whole_clips_are_decoded_in_groups_of_bounded_size(root, monkeypatch):
   task = open_task('captions', str(root), whole=True)
   monkeypatch.setattr(files, 'MOST_BYTES', 40e3)
-  groups = list(clips._whole(task))
+  groups = list(clips._whole(task, Pool(STREAM)))
   sizes = [sum((root / file).stat().st_size for file in group) for group in groups]
   assert len(groups) > 1 and max(sizes) <= 40e3 and [file for group in groups for file in group] == [
       clip.file for clip in task.clips]

@@ -11,9 +11,11 @@ from m2d_clap_jax.eval import finished
 from m2d_clap_jax.tables.layouts import LAYOUTS
 from m2d_clap_jax.tasks.clips import missing_files
 from m2d_clap_jax.tasks.metadata import check_classes, open_task, read_metadata
-from m2d_clap_jax.train import task_data
-from tests.command_helpers import run
+from m2d_clap_jax.train import finetune as finetuning, task_data
+from tests.command_helpers import run, save_model
 from tests.published_sets import SETS, clotho, esc50, fsd50k, gtzan, sound, speech_commands, wavcaps
+from tests.test_finetune import tiny_config
+from tests.test_pretrain import one_device  # noqa: F401
 
 # {split: {recording: (captions, labels)}}; a caption that is not given is made of the labels.
 EXPECTED = {
@@ -148,7 +150,7 @@ def test_evaluations_and_fine_tuning_take_any_table_by_the_names_of_its_columns(
     del data['damaged']
 
     def opened(columns):
-      return finished.open_data('mine', whole=kind == 'caption', **data | {'columns': columns})
+      return finished.open_data('mine', whole=kind == 'caption', tests=config is not linear, **data | {'columns': columns})
   task = opened(f'file_name:filename,{kind}:category,fold:fold')
   found = {clip.file: (clip.fold, clip.labels or clip.captions) for clip in task.clips}
   assert found == {name.removeprefix('audio/'): (int(part.removeprefix('fold')), tuple(labels))
@@ -161,6 +163,41 @@ def test_evaluations_and_fine_tuning_take_any_table_by_the_names_of_its_columns(
   data['csv'] = ''
   with pytest.raises(UserError, match='config.data.columns=.*: of which table'):
     opened('file_name:filename')
+
+
+TABLES = {
+    'zeroshot': (esc50, 'audio', 'meta/esc50.csv', 'file_name:filename,label:category,fold:fold'),
+    'finetune': (esc50, 'audio', 'meta/esc50.csv', 'file_name:filename,label:category,fold:fold'),
+    'retrieval': (clotho, 'evaluation', 'clotho_captions_evaluation.csv',
+                  ','.join(['file_name:file_name', *(f'caption:caption_{i}' for i in range(1, 6))]))}
+
+
+@pytest.mark.parametrize('job', TABLES)
+def test_a_published_table_is_scored_as_it_is(job, tmp_path, capsys, one_device):  # noqa: F811
+  make, root, table, columns = TABLES[job]
+  make(tmp_path)
+  config = {'zeroshot': zeroshot.get_config, 'retrieval': retrieval.get_config, 'finetune': lambda: tiny_config('')}[job]()
+  config.task, config.init = 'mine', '' if job == 'finetune' else save_model(tmp_path / 'model')
+  config.data.update({'root': str(tmp_path / root), 'csv': str(tmp_path / table), 'columns': columns})
+  if job != 'retrieval':
+    config.data.seconds = 0.5
+  if job == 'finetune':
+    config.update({'epochs': 1, 'batch_size': 2})
+  {'finetune': finetuning}.get(job, finished).run(config, str(tmp_path / 'run'))
+  results = json.loads((tmp_path / 'run/results.json').read_text())
+  if job == 'retrieval':  # a table of test clips alone: it has no column that says so
+    assert results['captions'] == 5 and results['text_to_audio']['R@1'] == 1
+    assert 'clotho_captions_evaluation.csv: has neither split nor fold: all its clips are test clips' in capsys.readouterr().err
+  else:
+    assert results['metric'] == 'accuracy' and results['chance'] == 0.5
+    assert [trial['fold'] for trial in results.get('trials', [])] == ([1, 2] if job == 'finetune' else [])
+
+
+def test_a_table_without_parts_trains_nothing(tmp_path):
+  clotho(tmp_path)
+  with pytest.raises(UserError, match='expected file_name, caption and/or label, split or fold'):
+    open_task('mine', str(tmp_path / 'evaluation'), str(tmp_path / 'clotho_captions_evaluation.csv'),
+              columns='file_name:file_name,label:caption_1', seconds=0.5)
 
 
 def test_a_named_fold_counts_where_a_table_has_splits_too(tmp_path):

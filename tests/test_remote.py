@@ -13,7 +13,8 @@ import soundfile
 
 import m2d_clap_jax
 from m2d_clap_jax import paths
-from m2d_clap_jax.data import prepare, worker
+from m2d_clap_jax.audio import decode
+from m2d_clap_jax.data import prepare
 from m2d_clap_jax.data.batches import TrainingBatches, embeddings
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
@@ -265,9 +266,8 @@ def test_mistakes_with_stores_are_told(bucket, monkeypatch):
     make_workdir('gs://other/run')
   with pytest.raises(UserError, match='gs://bucket/nothing: is not a prepared data folder'):
     Folder(f'{bucket}/nothing')
-  with pytest.raises(worker.Rejected, match='no such file'):
-    from m2d_clap_jax.audio.logmel import LogMel
-    worker.from_audio(f'{bucket}/audio/no.wav', LogMel.for_rate(16000), 30.0)
+  with pytest.raises(decode.AudioError, match='no such file'):
+    decode.load(f'{bucket}/audio/no.wav', 16000)
   monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match=r"s3://x/y: s3:// needs the package s3fs: pip install 'm2d-clap-jax\[s3\]'"):
     paths.as_path('s3://x/y')

@@ -24,7 +24,7 @@ class NoSamples(AudioError):
   """A recording without samples."""
 
 
-def load(path, sample_rate, max_seconds=None, data=None):
+def load(path, sample_rate, max_seconds=None, data=None, read=None):
   """Read a recording as mono float32.
 
   Args:
@@ -32,6 +32,7 @@ def load(path, sample_rate, max_seconds=None, data=None):
     sample_rate: target rate in Hz; other rates are resampled (soxr, high quality).
     max_seconds: keep at most this many seconds from the start; the rest is not decoded.
     data: as in `stream`.
+    read: what to read with instead of `stream`, such as `Pool.stream`.
 
   Returns:
     wave [S] (integer files scaled to [-1, 1], channels averaged) and whether the recording was longer than max_seconds.
@@ -41,7 +42,7 @@ def load(path, sample_rate, max_seconds=None, data=None):
   """
   wanted = math.inf if max_seconds is None else round(max_seconds * sample_rate)
   blocks, count = [], 0
-  for block in stream(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN, data):
+  for block in (read or stream)(path, sample_rate, None if max_seconds is None else max_seconds + _MARGIN, data):
     blocks.append(block)
     count += len(block)
   wave = np.ascontiguousarray(np.concatenate(blocks))

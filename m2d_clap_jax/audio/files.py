@@ -1,14 +1,17 @@
 """Finds audio files in folders and runs a model on them in groups of bounded size; unusable files are reported."""
 import collections
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from m2d_clap_jax.audio import decode
 from m2d_clap_jax.audio.decode import AudioError
-from m2d_clap_jax.audio.inputs import AudioClip
+from m2d_clap_jax.audio.inputs import CheckedClip
 from m2d_clap_jax.audio.names import ENDINGS, NOT_DECODED, printable
+from m2d_clap_jax.audio.pool import STREAM, Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, files_under, size
 from m2d_clap_jax.progress import Progress
@@ -16,25 +19,6 @@ from m2d_clap_jax.progress import Progress
 # A group's results are in memory at once: frame features of 64 MB of 128 kbit/s mp3 (1.1 hours) are 380 MB for Base.
 MOST_FILES, MOST_BYTES = 256, 64e6
 T = TypeVar('T')
-
-
-class CheckedFile(AudioClip):
-  """A file whose damage ends only its own sound. `reason`: why it cannot be used, known once its blocks were read."""
-  progress: Progress
-  reason: str | None
-
-  def __new__(cls, name: str, progress: Progress):
-    self = super().__new__(cls, name, None, 0)
-    self.progress, self.reason = progress, None
-    return self
-
-  def blocks(self, sample_rate: int):
-    try:
-      yield from super().blocks(sample_rate)
-    except AudioError as error:
-      self.reason = reason_of(error, self.name)
-      self.progress.write(f'left out: {printable(self.name)}: {self.reason}', sys.stderr)
-    self.progress.step()
 
 
 def reason_of(error: AudioError, name: str) -> str:
@@ -60,16 +44,27 @@ def find(paths: Sequence[str]) -> list[str]:
 def results(names: Sequence[str], function: Callable) -> Iterator[tuple[str, object, str | None, Progress]]:
   """Runs function(clips) -> one result a clip over all files; yields (name, result or None, reason or None, progress).
 
+  A file that takes its decoder too long, or ends its process, is left out like a damaged one.
+
   function: a method of `Pipeline`. Progress is shown meanwhile; print through its `write`.
   """
   progress = Progress('files', len(names))
-  try:
+  with Pool(STREAM, 1) as pool, contextlib.closing(progress):
+    stream = pool.stream if len(names) > 1 else decode.stream  # a single one keeps nothing waiting
+
+    def read(name: str, *arguments):
+      try:
+        yield from stream(name, *arguments)
+      except AudioError as error:
+        progress.write(f'left out: {printable(name)}: {reason_of(error, name)}', sys.stderr)
+        raise
+      finally:
+        progress.step()
     for group in in_groups(names, _bytes):
-      clips = [CheckedFile(name, progress) for name in group]
+      clips = [CheckedClip(name, None, 0, read) for name in group]
       for clip, result in zip(clips, function(clips), strict=True):
-        yield clip.name, None if clip.reason else result, clip.reason, progress
-  finally:
-    progress.close()
+        reason = reason_of(clip.error, clip.name) if clip.error else None
+        yield clip.name, None if reason else result, reason, progress
 
 
 def _search(folder: str) -> list[str]:

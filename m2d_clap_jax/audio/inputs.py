@@ -1,11 +1,12 @@
 """Turns the audio arguments of the API into a list of clips: one or many arrays or files."""
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from m2d_clap_jax.audio import decode
+from m2d_clap_jax.audio.decode import AudioError
 from m2d_clap_jax.audio.integrity import HIGHEST_RATE, LOWEST_RATE
 from m2d_clap_jax.errors import UserError
 
@@ -17,12 +18,24 @@ class AudioClip(NamedTuple):
   name: str
   wave: np.ndarray | bytes | None  # bytes: those of a file; None: the file is `name`
   rate: int  # of an array
+  read: Callable[..., Iterator[np.ndarray]] = decode.stream  # of a file
 
   def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
     if isinstance(self.wave, np.ndarray):
       yield decode.resample(self.wave, self.rate, sample_rate)
     else:
-      yield from decode.stream(self.name, sample_rate, data=self.wave)
+      yield from self.read(self.name, sample_rate, None, self.wave)
+
+
+class CheckedClip(AudioClip):
+  """A clip whose damage ends only its own sound. `error`: why it cannot be used, known once its blocks were read."""
+  error: AudioError | None = None
+
+  def blocks(self, sample_rate: int) -> Iterator[np.ndarray]:
+    try:
+      yield from super().blocks(sample_rate)
+    except AudioError as error:
+      self.error = error
 
 
 def as_clips(waves, sample_rate: int) -> list[AudioClip]:

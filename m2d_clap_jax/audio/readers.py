@@ -45,13 +45,21 @@ class _Unsure(Exception):
   """libsndfile cannot read a file, or not all of it, but FFmpeg may; the message is the reason."""
 
 
+class _ForwardSoundFile(soundfile.SoundFile):
+  """Read from start to end. A `SoundFile` that is seekable seeks after each block, upon which an mp3 loses the bits that its
+  frames keep in earlier ones: some hundred samples are wrong, by up to 0.3."""
+
+  def seekable(self) -> bool:
+    return False
+
+
 class LibsndfileSound:
   """rate in Hz; `blocks(wanted)` yields float32 [S, C] until `wanted` samples or the end, and raises Damaged."""
 
   def __init__(self, file):
     self._file = file
     try:
-      self._sound = soundfile.SoundFile(file)
+      self._sound = _ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
       raise _Unsure(f'is not readable as audio ({_reason(error)})') from None
     if not self._sound.frames:  # or only its header says so, as after recording to a pipe
@@ -68,7 +76,7 @@ class LibsndfileSound:
       while count < wanted and not ended:
         asked = int(min(_BLOCK, wanted - count))
         try:
-          block = sound.read(asked, dtype='float32', always_2d=True)
+          block = sound.read(min(asked, sound.frames - count), dtype='float32', always_2d=True)  # FLAC would read past its end
         except soundfile.LibsndfileError as error:
           raise Damaged(f'is cut off or corrupt after {count / self.rate:.2f} s ({_reason(error)})') from None
         ended = len(block) < asked  # the end, or a hole: reading past a hole would join unrelated samples

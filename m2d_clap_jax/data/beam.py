@@ -19,8 +19,8 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from m2d_clap_jax import paths
+from m2d_clap_jax.audio.pool import Pool
 from m2d_clap_jax.data import write
-from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.data.embeddings import CaptionBank, Lookup
 from m2d_clap_jax.data.manifest import Row
 from m2d_clap_jax.errors import UserError
@@ -168,7 +168,7 @@ def _options(text: str) -> PipelineOptions:
 def _as_user_error(error: Exception) -> UserError:
   """Extracts a worker's error from the traceback in a runner's exception."""
   text = str(error).strip()
-  messages = re.findall(r'UserError: (.*)', text) or text.splitlines()[-1:] or [type(error).__name__]
+  messages = re.findall(r'(?:User|Store)Error: (.*)', text) or text.splitlines()[-1:] or [type(error).__name__]
   reason = messages[-1].split(' [while running')[0][:500]
   return UserError(f'the Beam pipeline ended: {reason}; finished shards are kept, the same command continues')
 

@@ -7,8 +7,8 @@ import sys
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.audio.logmel import LogMel
+from m2d_clap_jax.audio.pool import Pool
 from m2d_clap_jax.data import authors, captions, embeddings, manifest as manifests, schema, worker, write
-from m2d_clap_jax.data.decoding import Pool
 from m2d_clap_jax.data.vectors import Vectors
 from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.locks import HeldError, locked

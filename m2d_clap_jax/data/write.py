@@ -73,7 +73,7 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
   Args:
     out: folder (str), local or remote.
     shard: Shard.
-    results: iterator of (ok, worker's result or reason; ok None: see `worker.serve`), one for each row without a reason, in order.
+    results: iterator of (ok, worker's result or reason), one for each row without a reason, in order (`Pool.map`).
     embeddings: function of a Row -> [n, E] in the stored dtype, or None for none.
     on_file: called after each file.
     alone: False if another process may be writing the same shard; whoever ends last puts the same bytes there.
@@ -88,8 +88,6 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
     with tf.io.TFRecordWriter(temporary) as writer:
       for row in shard.rows:
         ok, result = (False, row.reason) if row.reason else next(results)
-        if ok is None:
-          raise UserError(result)
         counts.update(rows=row.rows, files=row.files)
         if ok:
           vectors = embeddings(row) if embeddings else None

@@ -18,6 +18,7 @@ import numpy as np
 from m2d_clap_jax.api import TEMPLATE, Pipeline
 from m2d_clap_jax.audio.decode import AudioError, load
 from m2d_clap_jax.audio.files import reason_of
+from m2d_clap_jax.audio.pool import STREAM, Pool
 from m2d_clap_jax.demo import service
 from m2d_clap_jax.demo.limits import CAPTIONS, LABELS, MOST_SECONDS, MOST_UPLOAD, read_lines
 from m2d_clap_jax.errors import UserError, install
@@ -37,6 +38,7 @@ class Demo:
   def __init__(self, pipeline: Pipeline, files: list[str] = (), embeddings: np.ndarray | None = None):
     pipeline.encode_text(['ready'])  # what is missing is told before there is a page, and the first answer is quick
     self.pipeline, self.files = pipeline, list(files)
+    self.pool = Pool(STREAM, service.AT_ONCE)  # uploads come from anybody: one that hangs must not hold up the page
     self.names = _names(files)
     self.embeddings = None if embeddings is None else np.asarray(normalize(embeddings))
 
@@ -59,7 +61,7 @@ class Demo:
   def listen(self, sound: str, data: bytes | None = None) -> np.ndarray:
     """An audio file, or its name and content -> [S] at the model's rate; UserError if it cannot be read or is too long."""
     try:
-      wave, longer = load(sound, self.pipeline.sample_rate, MOST_SECONDS, data)
+      wave, longer = load(sound, self.pipeline.sample_rate, MOST_SECONDS, data, self.pool.stream)
     except AudioError as error:
       raise UserError(f'This file cannot be used: {reason_of(error, sound)}.') from None
     if longer:
@@ -204,7 +206,7 @@ class KnownHosts:
 
 def serve(demo: Demo, *, host: str, port: int | None):
   """Shows the page until Ctrl-C; everything it writes is in a temporary folder that is deleted then."""
-  with tempfile.TemporaryDirectory(prefix='m2d_clap_demo_') as folder:
+  with demo.pool, tempfile.TemporaryDirectory(prefix='m2d_clap_demo_') as folder:
     # Read by gradio where it is imported and later: uploads go there, and nothing is fetched or told to anybody.
     os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED='False', HF_HUB_OFFLINE='1')
     try:

@@ -33,7 +33,8 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'extracted', 'pipeline', 'seed', 'folder'))
   data = dict(data)
   damaged = data.pop('damaged', 'fail')
-  opened = bind(open_data, data, 'config.data', given=('task', 'whole'))(task, whole=job == 'retrieval')
+  opened = bind(open_data, data, 'config.data', given=('task', 'whole', 'tests'))(
+      task, whole=job == 'retrieval', tests=job != 'linear')
   if job != 'linear':  # training clips only contribute classes
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
   check(job, opened)
@@ -77,9 +78,9 @@ def test_clips(opened: Task) -> list:
 
 
 def open_data(task: str, *, root: str, csv: str | None = None, columns: str = '', seconds: float | None = None,
-              template: str | None = None, names: str | None = None, whole: bool) -> Task:
+              template: str | None = None, names: str | None = None, whole: bool, tests: bool) -> Task:
   return open_task(task, root, csv or None, columns=columns, seconds=seconds, template=template, names=names or None,
-                   whole=whole)
+                   whole=whole, tests=tests)
 
 
 def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:

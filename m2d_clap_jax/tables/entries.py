@@ -57,7 +57,7 @@ def parse_columns(text: str, option: str = '--columns') -> dict[str, tuple[str, 
 
 
 def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None, *, folds: bool = False,
-                 option: str = '--columns') -> Contents:
+                 parts: bool = False, option: str = '--columns') -> Contents:
   """A table of one's own -> its rows.
 
   Args:
@@ -65,7 +65,8 @@ def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None,
     root: folder that file names are relative to.
     columns: {ours: their names} where they are not called file_name, caption, label, split (and fold); one of the last two
       makes the other, if the table has it, one that is not read.
-    folds: a column `fold` is read, and one of the two is needed.
+    folds: a column `fold` is read, too.
+    parts: one of the last two is needed.
     option: what named `columns`, for messages.
 
   Raises:
@@ -78,7 +79,7 @@ def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None,
       known[other] = ()
   table = read_table(path, known['file_name'][0], [name for ours, theirs in known.items() if ours != 'file_name'
                                                    for name in theirs])
-  _check_columns(table, known, columns, folds, option)
+  _check_columns(table, known, columns, folds, parts, option)
   files = Files(root)
   entries = [_entry(row, known, files) for row in table.rows]
   return Contents(entries, [f'{table.path}: {table.account}'], notes_of(files))
@@ -93,15 +94,15 @@ def notes_of(files: Files) -> list[str]:
           f'{ascii(theirs)} for {ascii(ours)}: these files are used']
 
 
-def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool, option: str):
+def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool, parts: bool, option: str):
   has = set(table.columns)
-  expected = 'file_name, caption and/or label, ' + ('split or fold' if folds else 'optional split')
+  expected = 'file_name, caption and/or label, ' + ('split or fold' if parts else 'optional split')
   some = ', '.join(table.columns)[:200] or 'none'
   for ours, theirs in given.items():
     missing = [name for name in theirs if plain(name) not in has]
     if missing:
       raise UserError(f'{option}={ours}:{missing[0]}: {table.path} has no such column; its columns are {some}')
-  needed = [known['file_name'], (*known['caption'], *known['label']), *([(*known['split'], *known['fold'])] if folds else [])]
+  needed = [known['file_name'], (*known['caption'], *known['label']), *([(*known['split'], *known['fold'])] if parts else [])]
   if (has or not table.rows) and not all(has & {plain(name) for name in names} for names in needed):
     raise UserError(f'{table.path}: columns are {some}; expected {expected}'
                     f'; if yours have other names, say so: {option}=file_name:NAME,label:NAME' + ',fold:NAME' * folds)

@@ -1,10 +1,10 @@
 """Features of a task's clips, extracted once per model and cached."""
+import contextlib
 import csv
 import hashlib
 import io
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +12,13 @@ import numpy as np
 from m2d_clap_jax import paths
 from m2d_clap_jax.audio.decode import AudioError, load
 from m2d_clap_jax.audio.files import in_groups
-from m2d_clap_jax.audio.inputs import AudioClip
+from m2d_clap_jax.audio.inputs import CheckedClip
+from m2d_clap_jax.audio.pool import STREAM, Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.metadata import Clip, Task
 
 GROUP = 256  # clips in memory at a time
-THREADS = 4  # decode the next group while the device computes the current one
 REJECTED = 'rejected.csv'
 
 
@@ -91,13 +91,13 @@ def missing_files(task: Task) -> dict[str, str]:
   return {clip.file: 'no such file' for clip in task.clips if clip.file not in task.stamps}
 
 
-def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.ndarray:
-  """A clip's samples [seconds * rate], float32; their start depends only on clip and seed."""
+def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int, read=None) -> np.ndarray:
+  """A clip's samples [seconds * rate], float32; their start depends only on clip and seed. `read`: see `load`."""
   size = round(seconds * rate)
   if clip.split not in ('train', 'valid'):
-    wave, _ = load(path, rate, seconds)
+    wave, _ = load(path, rate, seconds, read=read)
   else:
-    wave, _ = load(path, rate)
+    wave, _ = load(path, rate, read=read)
     spare = len(wave) - size
     if spare > 0:
       digest = hashlib.sha256(f'{seed}/{clip.file}'.encode()).digest()
@@ -106,37 +106,22 @@ def wave_of(path: str, clip: Clip, seconds: float, rate: int, seed: int) -> np.n
   return np.pad(wave[:size], (0, size - len(wave[:size])))
 
 
-class TaskClip(AudioClip):
-  """A clip whose damage ends only its own samples. `reason`: why it cannot be used, known once its blocks were read."""
-
-  def __new__(cls, name: str, wave: np.ndarray | None = None, rate: int = 0, reason: str = ''):
-    self = super().__new__(cls, name, wave, rate)
-    self.reason = reason
-    return self
-
-  def blocks(self, sample_rate: int):
-    try:
-      yield from super().blocks(sample_rate)
-    except AudioError as error:
-      self.reason = str(error)
-
-
 def _compute(model, task: Task, seed: int) -> Features:
-  rejected, files, rows = {}, [], []
-  progress = Progress('clips', len(task.clips))
-  groups = _whole(task) if task.seconds is None else _cut(task, model.sample_rate, seed)
-  for group in groups:
-    read = {file: clip for file, clip in group.items() if not clip.reason}
-    outputs = model.features(list(read.values())) if read else ()
-    good = [not clip.reason for clip in read.values()]  # known for whole clips only now
-    rejected |= {file: clip.reason for file, clip in group.items() if clip.reason}
-    if any(good):
-      readable = [file for file, clip in read.items() if not clip.reason]
-      rows.append([None if kind is None else kind[good] for kind in outputs])
-      _check_finite(rows[-1], readable)
-      files += readable
-    progress(len(files) + len(rejected), len(task.clips))
-  progress.close()
+  rejected: dict[str, str] = {}
+  files: list[str] = []
+  rows: list[list] = []
+  with Pool(STREAM) as pool, contextlib.closing(Progress('clips', len(task.clips))) as progress:
+    for group in _whole(task, pool) if task.seconds is None else _cut(task, model.sample_rate, seed, pool):
+      read = {file: clip for file, clip in group.items() if not clip.error}
+      outputs = model.features(list(read.values())) if read else ()
+      good = [not clip.error for clip in read.values()]  # known for whole clips only now
+      rejected |= {file: str(clip.error) for file, clip in group.items() if clip.error}
+      if any(good):
+        readable = [file for file, clip in read.items() if not clip.error]
+        rows.append([None if kind is None else kind[good] for kind in outputs])
+        _check_finite(rows[-1], readable)
+        files += readable
+      progress(len(files) + len(rejected), len(task.clips))
   if not files:
     raise UserError(f'{task.root}: none of the {len(task.clips)} clips of {task.name} can be read, the first because '
                     f'{next(iter(rejected.values()))}')
@@ -144,25 +129,26 @@ def _compute(model, task: Task, seed: int) -> Features:
   return Features(files, np.concatenate(features), None if audio[0] is None else np.concatenate(audio), rejected)
 
 
-def _cut(task: Task, rate: int, seed: int) -> Iterator[dict[str, TaskClip]]:
+def _cut(task: Task, rate: int, seed: int, pool: Pool) -> Iterator[dict[str, CheckedClip]]:
   """Yields {file: clip of the task's seconds}, GROUP at a time, decoding the next group meanwhile."""
-  def decode(clip: Clip) -> TaskClip:
+  def decode(clip: Clip) -> CheckedClip:
+    made = CheckedClip(clip.file, None, rate)
     try:
-      return TaskClip(clip.file, wave_of(task.path(clip), clip, task.seconds, rate, seed), rate)
+      return made._replace(wave=wave_of(task.path(clip), clip, task.seconds, rate, seed, pool.stream))
     except AudioError as error:
-      return TaskClip(clip.file, reason=str(error))
-  with ThreadPoolExecutor(THREADS) as pool:
-    waiting: list = []
-    for i in range(0, len(task.clips) + GROUP, GROUP):
-      now, waiting = waiting, [pool.submit(decode, clip) for clip in task.clips[i:i + GROUP]]
-      if now:
-        yield {future.result().name: future.result() for future in now}
+      made.error = error
+      return made
+  waiting: list = []
+  for i in range(0, len(task.clips) + GROUP, GROUP):
+    now, waiting = waiting, [pool.threads.submit(decode, clip) for clip in task.clips[i:i + GROUP]]
+    if now:
+      yield {future.result().name: future.result() for future in now}
 
 
-def _whole(task: Task) -> Iterator[dict[str, TaskClip]]:
+def _whole(task: Task, pool: Pool) -> Iterator[dict[str, CheckedClip]]:
   """Yields {file: whole clip}; only one clip is decoded at a time, in blocks."""
   for group in in_groups(task.clips, lambda clip: task.stamps.get(clip.file, (0, ''))[0]):
-    yield {clip.file: TaskClip(task.path(clip)) for clip in group}
+    yield {clip.file: CheckedClip(task.path(clip), None, 0, pool.stream) for clip in group}
 
 
 def _check_finite(row: list, files: list[str]):

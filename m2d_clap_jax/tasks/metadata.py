@@ -81,7 +81,7 @@ class Task:
 
 
 def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str = '', seconds: float | None = None,
-              template: str | None = None, names: str | None = None, whole: bool = False) -> Task:
+              template: str | None = None, names: str | None = None, whole: bool = False, tests: bool = False) -> Task:
   """Reads a task's metadata; the audio itself is not opened.
 
   Args:
@@ -94,6 +94,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str
     template: how a label becomes a zero-shot caption.
     names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
     whole: clips are neither cut nor padded, as retrieval has it.
+    tests: only test clips are asked for, which are all of a table without parts.
 
   Raises:
     UserError: says which file, column or row is wrong.
@@ -109,7 +110,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str
   path = csv_file or _find(name, root)
   if columns and not path:
     raise UserError(f'config.data.columns={columns}: of which table? Give it as config.data.csv=FILE')
-  clips = read_metadata(path, root, columns) if path else _read_published(name, root)
+  clips = read_metadata(path, root, columns, parts=not tests) if path else _read_published(name, root)
   path = path or root
   _check_files(root, [clip for clip in clips if clip.split == 'test'] or clips, path)  # which every evaluation needs
   classes = tuple(sorted({label for clip in clips for label in clip.labels}))
@@ -199,20 +200,27 @@ def read_names(path: str) -> dict[str, str]:
   return names
 
 
-def read_metadata(path: str, root: str = '.', columns: str = '') -> list[Clip]:
-  """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong."""
+def read_metadata(path: str, root: str = '.', columns: str = '', *, parts: bool = True) -> list[Clip]:
+  """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong.
+
+  parts: whether the columns split or fold are needed; without both, all are test clips.
+  """
   option = 'config.data.columns'
-  return clips_of(read_entries(path, root, parse_columns(columns, option), folds=True, option=option), path)
+  return clips_of(read_entries(path, root, parse_columns(columns, option), folds=True, parts=parts, option=option), path,
+                  parts)
 
 
-def clips_of(contents: Contents, path: str) -> list[Clip]:
+def clips_of(contents: Contents, path: str, parts: bool = True) -> list[Clip]:
   """The same of rows that were read; what is to be reported about them is printed on stderr."""
   for note in contents.notes:
     print(note, file=sys.stderr)
   found: dict[str, Clip] = {}
+  undivided = not parts and all(entry.split is None and entry.fold is None for entry in contents.entries)
+  if undivided:
+    print(f'note: {path}: has neither split nor fold: all its clips are test clips', file=sys.stderr)
   for entry in contents.entries:
     where = f'{path} {entry.where}'
-    clip = _clip(entry, where)
+    clip = _clip(dataclasses.replace(entry, split='test') if undivided else entry, where)
     before = found.get(clip.file)
     if before is None:
       found[clip.file] = clip

@@ -11,6 +11,7 @@ import numpy as np
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.audio import LogMel, decode
+from m2d_clap_jax.audio.pool import STREAM, Pool
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier, position_table
@@ -70,7 +71,7 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
   LogMel.for_rate(rate)  # refuses others
 
   def load(i: int) -> np.ndarray:
-    return decode.load(opened.path(opened.clips[i]), rate, kept[i])[0]
+    return decode.load(opened.path(opened.clips[i]), rate, kept[i], read=pool.stream)[0]
   kept = [opened.seconds if clip.split == 'test' else max(opened.seconds, LONGEST) for clip in opened.clips]
   progress = Progress('recordings', len(opened.clips)) if jax.process_index() == 0 else None
 
@@ -79,8 +80,9 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
     if progress:
       progress(done, total)
   names = [f'{identity} {seconds}' for seconds, identity in zip(kept, _identities(opened))]
-  waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
-                report_space=note, report_progress=decoded, part=(jax.process_index(), jax.process_count()))
+  with Pool(STREAM) as pool:
+    waves = Waves(cache or _cache(workdir), names, load, samples=round(opened.seconds * rate), rate=rate,
+                  report_space=note, report_progress=decoded, part=(jax.process_index(), jax.process_count()))
   if progress:
     progress.close()
   rejected = {opened.clips[i].file: reason for i, reason in waves.rejected.items()}
