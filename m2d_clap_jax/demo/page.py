@@ -102,12 +102,12 @@ def table(rows: list[tuple[str, float]], name: str, players: Sequence[str] = ())
                        f'src="/gradio_api/file={urllib.parse.quote(file)}"></audio>')
     bar = (f'<div style="background:{plots.HIDDEN}">'
            f'<div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></div>')
-    return (f'<tr>{cell(html.escape(text) + player, "overflow-wrap:anywhere")}{cell(bar, "width:40%")}'
+    return (f'<tr style="border:0">{cell(html.escape(text) + player, "overflow-wrap:anywhere")}{cell(bar, "width:40%")}'
             f'{cell(f"{value:.3f}", "width:4em;text-align:right")}</tr>')
   scale = ''.join(f'<span>{value}</span>' for value in ('0', '0.5', '1'))
   scale = f'<div style="display:flex;justify-content:space-between;font-weight:normal">{scale}</div>'
   head = cell(name, 'text-align:left', 'th') + cell(scale, kind='th') + cell('cosine', 'text-align:right', 'th')
-  return (f'<table style="width:100%;border:0"><tr>{head}</tr>'
+  return (f'<table style="width:100%;border:0"><tr style="border:0">{head}</tr>'
           + ''.join(row(*each) for each in (zip(*zip(*rows), players) if players else rows)) + '</table>')
 
 
