@@ -52,12 +52,30 @@ def sweeps(args) -> dict[str, dict]:
 
 
 def draw(found: dict[str, dict], path: str):
-  """Draws one panel per sweep: FLOP, bytes and temporary memory relative to their first values, on logarithmic axes."""
-  from m2d_clap_jax.eval.plots import growth
-  growth({what: {name: {value: getattr(row, key) for value, row in rows.items()} for name, key in {
-      'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()
-      if np.isfinite(getattr(next(iter(rows.values())), key))}
-      for what, rows in found.items() if what != 'size'}, path)
+  """Draws one panel per sweep: FLOP, bytes, temporary memory and time, each relative to its first value, on logarithmic
+  axes; the dashed line is proportional to what is varied."""
+  from matplotlib.ticker import FuncFormatter
+
+  from m2d_clap_jax.eval import plots
+  swept = {what: rows for what, rows in found.items() if what != 'size'}
+  fig = plots.figure(4.6 * len(swept), 3.6)
+  for i, (what, rows) in enumerate(swept.items()):
+    ax, first = plots.axes(fig, 1, len(swept), i + 1, ''), min(rows)
+    ax.plot(sorted(rows), [x / first for x in sorted(rows)], color='0.6', linestyle='--', linewidth=1, label='in proportion')
+    for colour, (name, key) in zip(plots.COLOURS, {
+        'FLOP': 'flops', 'bytes accessed': 'accessed', 'temporary memory': 'temporary', 'time': 'milliseconds'}.items()):
+      multiples = [getattr(rows[x], key) / getattr(rows[first], key) for x in sorted(rows)]
+      if np.isfinite(multiples).all():  # the time only where it was measured
+        ax.plot(sorted(rows), multiples, color=colour, linewidth=1.5, marker='o', markersize=4, label=name)
+    for axis, set_scale in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
+      set_scale('log', base=2)
+      axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    ax.set_xticks(sorted(rows))
+    ax.set_xlabel(what)
+    ax.set_ylabel('times the first')
+    ax.grid(True, color='0.9', linewidth=0.8)
+  ax.legend(fontsize=8, frameon=False)
+  plots.save(fig, path)
 
 
 def main(argv=None):

@@ -7,7 +7,8 @@
 
 # %% [markdown]
 # # Looking inside: mask, attention, frames
-# As a script: `python examples/inside.py MODEL SOUND`; it writes mask.png, attention.png and frames.png.
+# As a script: `python examples/inside.py MODEL SOUND`, which writes the figures into the current folder. As a notebook it uses the
+# model and a clip of the demo.
 
 # %%
 import os
@@ -21,7 +22,8 @@ from m2d_clap_jax.eval import plots
 from m2d_clap_jax.eval.attention import cls_attention
 from m2d_clap_jax.models.masking import as_bool, num_visible, random_mask
 
-arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'a.wav']
+demo = ['runs/demo', 'data/demo/audio/test/flute-000.wav']
+arguments = demo if 'ipykernel' in sys.modules else sys.argv[1:]  # ipykernel: as a notebook
 if len(arguments) != 2:
   sys.exit('usage: python examples/inside.py MODEL SOUND')
 model, sound = m2d_clap_jax.load(arguments[0]), arguments[1]
@@ -55,5 +57,5 @@ plots.attention_maps(logmel, maps, 'attention.png', spec=model.logmel, title=os.
 frames, times = model.encode_frames(sound)
 unit = frames[0] / np.linalg.norm(frames[0], axis=1, keepdims=True)
 seconds = (times[0][-1] + times[0][1]) / 1000  # the stamps are those of the frames' beginnings
-plots.frame_similarity(unit @ unit.T, seconds, 'frames.png', title='similarity of frames')
 print(f'{patches} patches, {mask.sum()} masked; {len(unit)} frames; nearest caption: {captions[order[0]]}')
+plots.frame_similarity(unit @ unit.T, seconds, 'frames.png', title='similarity of frames')

@@ -7,7 +7,8 @@
 
 # %% [markdown]
 # # A linear probe on frozen features
-# FOLDER has one sub-folder of sounds per class. As a script: `python examples/linear_probe.py MODEL FOLDER`.
+# As a script: `python examples/linear_probe.py MODEL FOLDER`; FOLDER has the sounds of each class in a sub-folder. As a notebook
+# it uses the demo's model, and its test clips of eight instruments.
 
 # %%
 import pathlib
@@ -20,7 +21,8 @@ from m2d_clap_jax.audio.files import find
 from m2d_clap_jax.eval import class_plots
 from m2d_clap_jax.eval.logistic_probe import logistic_probe
 
-arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'sounds']
+demo = ['runs/demo', 'sounds']
+arguments = demo if 'ipykernel' in sys.modules else sys.argv[1:]  # ipykernel: as a notebook
 if len(arguments) != 2:
   sys.exit('usage: python examples/linear_probe.py MODEL FOLDER')
 model = m2d_clap_jax.load(arguments[0])

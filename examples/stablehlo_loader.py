@@ -9,6 +9,7 @@
 # # An exported model, with jax alone
 # `m2d-clap convert MODEL FOLDER --to stablehlo` writes a program with its weights that needs neither this package nor Flax.
 # As a script: `python examples/stablehlo_loader.py FOLDER/stablehlo.npz SOUND.wav...`, recordings of 16 bits at the model's rate.
+# As a notebook it uses the demo's model.
 
 # %%
 import json
@@ -41,7 +42,8 @@ def load(path):
 
 
 # %%
-arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['exported/stablehlo.npz', 'a.wav']
+demo = ['exported/stablehlo.npz', 'data/demo/audio/test/flute-000.wav']
+arguments = demo if 'ipykernel' in sys.modules else sys.argv[1:]  # ipykernel: as a notebook
 if len(arguments) < 2:
   sys.exit('usage: python examples/stablehlo_loader.py FOLDER/stablehlo.npz SOUND.wav...')
 about, model = load(arguments[0])

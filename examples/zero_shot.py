@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # # Zero-shot classification and search
-# As a script: `python examples/zero_shot.py MODEL SOUND...`; in a notebook, change the next cell.
+# As a script: `python examples/zero_shot.py MODEL SOUND...`. As a notebook it uses the model and clips of the demo.
 
 # %%
 import sys
@@ -16,7 +16,8 @@ import numpy as np
 
 import m2d_clap_jax
 
-arguments = sys.argv[1:] if __name__ == '__main__' and 'ipykernel' not in sys.modules else ['runs/demo', 'a.wav', 'b.wav']
+demo = ['runs/demo', 'data/demo/audio/test/flute-000.wav', 'data/demo/audio/test/violin-000.wav']
+arguments = demo if 'ipykernel' in sys.modules else sys.argv[1:]  # ipykernel: as a notebook
 if len(arguments) < 2:
   sys.exit('usage: python examples/zero_shot.py MODEL SOUND...')
 model = m2d_clap_jax.load(arguments[0])

@@ -4,12 +4,12 @@ import shutil
 import subprocess
 import sys
 
-import jupytext
 import nbformat
 import numpy as np
 import pytest
 
 import m2d_clap_jax
+from benchmarks import notebooks
 from m2d_clap_jax.demo import corpus
 from tests import launched
 from tests.command_helpers import run
@@ -77,13 +77,24 @@ def test_inside_draws_mask_attention_and_frames(here):
 
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
-def test_an_example_opens_as_a_notebook_and_says_how_it_is_used(path):
-  notebook = jupytext.read(path)
-  nbformat.validate(notebook)
-  assert {cell.cell_type for cell in notebook.cells} == {'code', 'markdown'}
-  for cell in notebook.cells:
-    if cell.cell_type == 'code':
-      assert cell.source in path.read_text()
+def test_an_example_says_how_it_is_used(path):
   done = subprocess.run([sys.executable, path], cwd=ROOT, env=ENVIRONMENT | {'PYTHONPATH': str(ROOT)},
                         capture_output=True, text=True)
   assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('usage: ')
+
+
+@pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
+def test_notebook_and_page_of_an_example_are_made_from_its_script(path):
+  """`python -m benchmarks.notebooks` makes both again."""
+  place = notebooks.PAGES / f'{path.stem}.ipynb'
+  made = nbformat.read(place, as_version=4)
+  nbformat.validate(made)
+  assert [(cell.cell_type, cell.source) for cell in made.cells] == [
+      (cell.cell_type, cell.source) for cell in notebooks.source(path).cells]
+  outputs = [output for cell in made.cells for output in cell.get('outputs', [])]
+  assert outputs and all(output.output_type != 'error' and output.get('name') != 'stderr' for output in outputs)
+  text, figures = notebooks.page(made, path.stem)
+  assert (notebooks.PAGES / f'{path.stem}.md').read_text() == text
+  assert figures == {name: (notebooks.PAGES / name).read_bytes() for name in figures}
+  assert not re.search(r'(^|[\s"\'(=])/\w+/', re.sub(r'"image/png": ".*?"', '', place.read_text())), 'a path of one machine'
+  assert place.stat().st_size < 300_000

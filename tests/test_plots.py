@@ -47,6 +47,18 @@ def test_loss_curves_survive_nan_and_zero(tmp_path):
   read(tmp_path / 'nan.png')
 
 
+def test_a_curve_that_another_one_covers_is_left_out(drawn):
+  same, other = ([0, 9], [2.0, 1.0]), ([0, 9], [2.0, 1.5])
+  plots.loss_curves({'loss': same, 'loss_clap': same}, 'x.png')
+  plots.loss_curves({'loss': same, 'loss_clap': other, 'loss_m2d': other}, 'x.png')
+  assert [len(fig.axes[0].get_lines()) for fig in drawn] == [1, 2]
+
+
+def test_what_a_drawing_function_returns_is_the_path_and_in_a_notebook_the_figure(tmp_path):
+  figure = plots.loss_curves({'loss': ([0, 9], [2.0, 1.0])}, tmp_path / 'x.png')
+  assert figure == str(tmp_path / 'x.png') and figure._repr_png_() == (tmp_path / 'x.png').read_bytes()
+
+
 def test_masked_patches_are_hidden_and_visible_ones_shown(drawn, tmp_path):
   grid, patch = (5, 13), (16, 16)
   logmel = np.random.default_rng(0).normal(size=(80, 211))
@@ -111,6 +123,8 @@ def test_bars_and_confusions_say_how_many_clips_they_count_and_bars_what_chance_
   confusion, bars, multi = (fig.axes[0] for fig in drawn)
   assert [text.get_text() for text in confusion.get_yticklabels()] == ['dog (3)', 'rain (1)', 'bell (0)']
   assert [text.get_text() for text in bars.get_yticklabels()] == ['dog (3)', 'rain (1)']
+  assert confusion.get_title() == bars.get_title() == 't: accuracy 100.0%, chance 33.3%'
+  assert multi.get_title() == 't: mAP 100.0%, chance 50.0%'
   for ax, chances in ((bars, [100 / 3] * 2), (multi, [75, 25])):
     lines, = ax.collections
     assert [line[0][0] for line in lines.get_segments()] == pytest.approx(chances)

@@ -4,6 +4,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def add_arguments(p):
+  """Declares the manifest, how to read it, and the file to write."""
   p.description = """\
 Writes the captions that `m2d-clap prepare` will find in a manifest, one a line
 and each once, with those made from labels. Embed them by any sentence encoder
@@ -18,6 +19,7 @@ examples:
 
 
 def run(args):
+  """Writes the captions to --out; UserError if the manifest or --out cannot be used."""
   from m2d_clap_jax import paths
   from m2d_clap_jax.data import prepare
   from m2d_clap_jax.tables.entries import parse_columns

@@ -11,6 +11,7 @@ SHOWN = 5  # labels per file in the table, by default
 
 
 def add_arguments(p):
+  """Declares files, labels and how scores are printed."""
   p.description = """\
 With --labels: cosine similarities of each file and each label's caption
 (zero-shot). Without: scores of the classes that a model was fine-tuned on,
@@ -35,6 +36,7 @@ examples:
 
 
 def run(args):
+  """Prints the scores of each file; UserError if none of the files can be used."""
   from m2d_clap_jax.audio import files
   labels = None if args.labels is None else read_labels(args.labels)
   if labels is None and args.template:

@@ -8,6 +8,7 @@ from m2d_clap_jax.paths import as_path, names_in
 
 
 def add_arguments(p):
+  """Declares source, destination and format."""
   p.description = """\
 SRC -> the folder DST, a portable model (model.safetensors, config.json and a
 README.md as model card); with --to pth, DST receives the folder and file that
@@ -32,6 +33,7 @@ examples:
 
 
 def run(args):
+  """Writes the model in the chosen format; UserError if DST is taken."""
   from m2d_clap_jax.weights import family, read
   from m2d_clap_jax.weights.portable import save_portable
   from m2d_clap_jax.weights.public import checkpoint_folder, save_pth

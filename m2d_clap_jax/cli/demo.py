@@ -4,6 +4,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def add_arguments(p):
+  """Declares the model, the sounds to search and the address."""
   p.description = """\
 Serves a page on this machine: drop or record a sound, write labels or captions,
 and see its spectrogram and which of them fit. With --sounds, the page also
@@ -23,6 +24,7 @@ password, and everyone who can reach it can hear the sounds of --sounds."""
 
 
 def run(args):
+  """Serves the page until Ctrl-C; UserError if none of --sounds can be used."""
   from m2d_clap_jax import api
   from m2d_clap_jax.demo import page
   pipeline = api.load(args.model, **model_options.overrides(args))

@@ -5,6 +5,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def add_arguments(p):
+  """Declares files, the kind of embedding and the file to write."""
   p.description = """\
 Audio files of any rate and length -> a file of their embeddings: clip
 embeddings for transfer learning by default, others with --clap or --frames.
@@ -27,6 +28,7 @@ or frame: file, time_ms (of frames), embedding."""
 
 
 def run(args):
+  """Embeds the files into --out and prints how many; UserError if none can be used."""
   from m2d_clap_jax.audio import files
   from m2d_clap_jax.cli import embedding_files
   writer_kind = embedding_files.writer_for(args.out)

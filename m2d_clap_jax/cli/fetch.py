@@ -2,6 +2,7 @@
 
 
 def add_arguments(p):
+  """Declares the data set and its folders."""
   from m2d_clap_jax.tasks.table import CATALOGUE
   p.description = """\
 A data set of TensorFlow Datasets' catalogue -> FLAC files and the metadata CSV
@@ -17,5 +18,6 @@ examples:
 
 
 def run(args):
+  """Writes the data set and prints the counts."""
   from m2d_clap_jax.tasks.fetch import fetch
   print(fetch(args.task, args.out, data_dir=args.data_dir, manual_dir=args.manual_dir))

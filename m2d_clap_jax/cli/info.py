@@ -11,6 +11,7 @@ PARTS = {'encoder': ('patch_embed', 'cls_token', 'encoder'), 'predictor': ('pred
 
 
 def add_arguments(p):
+  """Declares the model and the form of the description."""
   p.description = 'Describes a model: kind, sizes, parameters, input, statistics, text encoder, classes.'
   p.epilog = 'example:\n  m2d-clap info m2d_clap_vit_base-80x608p16x16-240128'
   p.add_argument('model', metavar='MODEL', help=model_options.KINDS)
@@ -19,6 +20,7 @@ def add_arguments(p):
 
 
 def run(args):
+  """Prints the description of the model."""
   from m2d_clap_jax.weights import read
   facts = describe(read(args.model, **model_options.overrides(args)))
   if args.json:

@@ -26,6 +26,7 @@ def add_pipeline(parser):
 
 
 def overrides(args) -> dict:
+  """The given options of `add_overrides`, as arguments of `weights.read`."""
   return {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
 
 
@@ -36,6 +37,7 @@ def open_pipeline(args):
 
 
 def pair(text: str) -> tuple[int, int]:
+  """An option of two numbers: '80,608' or '80x608'."""
   try:
     first, second = (int(part) for part in text.replace('x', ',').split(','))
   except ValueError:
@@ -44,6 +46,7 @@ def pair(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
+  """An option that counts something."""
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
   return int(text)

@@ -3,6 +3,7 @@ import json
 
 
 def add_arguments(p):
+  """Declares the form of the list."""
   p.description = """\
 Lists the authors' released models. Use such a name wherever a command takes
 MODEL (and as --config.init): the model is downloaded once, into the cache
@@ -17,6 +18,7 @@ examples:
 
 
 def run(args):
+  """Prints the list and where models are cached."""
   from m2d_clap_jax.weights import released
   facts = [describe(name) for name in released.RELEASED]
   if args.json:

@@ -7,6 +7,7 @@ EPOCHS, CLIPS = 300, 2_000_000  # of AudioSet, the paper's run
 
 
 def add_arguments(p):
+  """Declares the TPU, the size of the model and the batch."""
   p.description = """\
 Compiles the pre-training update for a TPU, without one, and prints settings
 with which it fits: whether to divide the state (fsdp), to recompute
@@ -22,6 +23,7 @@ example:
 
 
 def run(args):
+  """Compiles until an update fits, and prints its settings; UserError if none does."""
   import jax
   jax.config.update('jax_platforms', 'cpu')  # a TPU that is there is not needed either
   from m2d_clap_jax.models import M2DCLAP, SIZES

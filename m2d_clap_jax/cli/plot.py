@@ -11,6 +11,7 @@ from m2d_clap_jax.errors import UserError
 
 
 def add_arguments(p):
+  """Declares runs, sounds and the folder of the figures."""
   p.description = """\
 One run -> RUN_curves.png: its losses, norms, scores and schedules; several runs
 -> A+B_curves.png: one panel per quantity and one line per run. --audio draws
@@ -33,6 +34,7 @@ examples:
 
 
 def run(args):
+  """Draws the figures and prints their paths; UserError if there is nothing to draw."""
   from m2d_clap_jax import paths
   names = _called(args.runs)
   folder = paths.as_path(args.out or _own_folder(args.runs[0]))

@@ -13,6 +13,7 @@ TEXT_ENCODER = 'thenlper/gte-base'
 
 
 def add_arguments(p):
+  """Declares what is read, how it is embedded, and the folder to write."""
   p.description = """\
 Manifest and audio files (or log-mel .npy files and caption embeddings) -> a
 folder of TFRecord shards. The same command continues an interrupted
@@ -74,6 +75,7 @@ def _task(text):
 
 
 def run(args):
+  """Prepares the data and prints a summary; UserError for options that exclude each other."""
   from m2d_clap_jax.data import prepare
   from m2d_clap_jax.tables.entries import parse_columns
   common = dict(split=args.split, num_shards=args.num_shards, workers=args.workers, sample_rate=args.sample_rate,

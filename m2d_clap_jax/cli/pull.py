@@ -2,6 +2,7 @@
 
 
 def add_arguments(p):
+  """Declares the model's name and the folder to write."""
   p.description = """\
 Downloads the model NAME from the Hugging Face Hub, ORGANISATION/NAME or
 ORGANISATION/NAME@REVISION with or without hf:// in front, and prints its
@@ -15,5 +16,6 @@ example:
 
 
 def run(args):
+  """Downloads the model and prints where it is."""
   from m2d_clap_jax.weights import hub
   print(hub.download(args.name, args.dst))

@@ -2,6 +2,7 @@
 
 
 def add_arguments(p):
+  """Declares the folder and the model's name."""
   p.description = """\
 Uploads the portable folder FOLDER (made by m2d-clap convert) as the model NAME
 to the Hugging Face Hub: ORGANISATION/NAME or ORGANISATION/NAME@BRANCH, with or
@@ -17,5 +18,6 @@ example:
 
 
 def run(args):
+  """Uploads the folder and prints the address of the model."""
   from m2d_clap_jax.weights import hub
   print(hub.upload(args.folder, args.name, private=args.private))

@@ -2,6 +2,7 @@
 
 
 def add_arguments(p):
+  """Declares the folders of the evaluations."""
   p.description = """\
 Results of evaluations (linear, fine-tuning, zero-shot, retrieval) -> the
 paper's tables as Markdown, beside the paper's numbers. Folders are searched
@@ -14,5 +15,6 @@ examples:
 
 
 def run(args):
+  """Prints the tables as Markdown."""
   from m2d_clap_jax.eval.report import merge
   print(merge(args.folders), end='')

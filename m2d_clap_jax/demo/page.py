@@ -96,15 +96,20 @@ def table(rows: list[tuple[str, float]], name: str, players: Sequence[str] = ())
 
   players: for each row, an audio file to be heard.
   """
+  def cell(content: str, style: str = '', kind: str = 'td') -> str:
+    return f'<{kind} style="border:0;border-bottom:1px solid {plots.HIDDEN};{style}">{content}</{kind}>'
+
   def row(text: str, value: float, file: str = '') -> str:
-    player = file and (f'<td><audio controls preload="none" style="height:1.8em;width:15em" '
-                       f'src="/gradio_api/file={urllib.parse.quote(file)}"></audio></td>')
-    return (f'<tr><td>{html.escape(text)}</td>{player}<td style="width:40%"><div style="background:{plots.HIDDEN}">'
-            f'<div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></div></td>'
-            f'<td style="width:4em;text-align:right">{value:.3f}</td></tr>')
+    player = file and ('<br><audio controls preload="none" style="height:1.8em;width:100%;min-width:8em;max-width:15em" '
+                       f'src="/gradio_api/file={urllib.parse.quote(file)}"></audio>')
+    bar = (f'<div style="background:{plots.HIDDEN}">'
+           f'<div style="height:.8em;width:{100 * max(value, 0):.1f}%;background:{plots.COLOURS[0]}"></div></div>')
+    return (f'<tr style="border:0">{cell(html.escape(text) + player, "overflow-wrap:anywhere")}{cell(bar, "width:40%")}'
+            f'{cell(f"{value:.3f}", "width:4em;text-align:right")}</tr>')
   scale = ''.join(f'<span>{value}</span>' for value in ('0', '0.5', '1'))
-  return (f'<table style="width:100%"><tr><th style="text-align:left">{name}</th>{"<th></th>" * bool(players)}<th><div '
-          f'style="display:flex;justify-content:space-between;font-weight:normal">{scale}</div></th><th>cosine</th></tr>'
+  scale = f'<div style="display:flex;justify-content:space-between;font-weight:normal">{scale}</div>'
+  head = cell(name, 'text-align:left', 'th') + cell(scale, kind='th') + cell('cosine', 'text-align:right', 'th')
+  return (f'<table style="width:100%;border:0"><tr style="border:0">{head}</tr>'
           + ''.join(row(*each) for each in (zip(*zip(*rows), players) if players else rows)) + '</table>')
 
 
@@ -133,8 +138,9 @@ def build(demo: Demo, folder: str):
 
   # Uploads and pictures are deleted an hour after they came, or earlier where there are many.
   with gradio.Blocks(title='M2D-CLAP', analytics_enabled=False, delete_cache=(60, 3600)) as page:
-    gradio.Markdown(f'# M2D-CLAP\n`{os.path.basename(demo.pipeline.weights.source)}` compares sounds with words. All of '
-                    'it happens on the machine that shows this page.')
+    # Of a path the folder, too, for runs of several stages that are called alike.
+    name = '/'.join(demo.pipeline.weights.source.rstrip('/').split('/')[-2:])
+    gradio.Markdown(f'# M2D-CLAP\n`{name}` compares sounds with words. All of it happens on the machine that shows this page.')
     with gradio.Tab('What is this sound?'), gradio.Row():
       with gradio.Column():
         sound = gradio.Audio(type='filepath', sources=['upload', 'microphone'], elem_id='sound', buttons=[],

@@ -9,26 +9,27 @@ FEWEST_EMBEDDINGS = 5  # in a map
 MEAN_COSINES = "mean similarity of each class's clips and captions"
 
 
-def confusion_matrix(matrix, classes, path, *, title: str = '') -> None:
+def confusion_matrix(matrix, classes, path, *, title: str = '') -> plots.Drawn:
   """Draws counts [C, C] (true classes in rows, with their numbers of clips) as shares of each row, with percentages if
   there is room."""
   matrix = np.asarray(matrix, np.float64)
   shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   rows = _with_counts(classes, matrix.sum(axis=1))
   limits = 0, max(1, shares.max(initial=0))
-  _map(shares, rows, classes, path, title, 'true class (clips)', 'predicted', '% of the true class', limits, '{:.0f}')
+  return _map(shares, rows, classes, path, title, 'true class (clips)', 'predicted', '% of the true class', limits,
+              '{:.0f}')
 
 
-def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> None:
+def similarity_map(similarity, row_labels, classes, path, *, title: str = '', names=('audio', 'text')) -> plots.Drawn:
   """Draws cosine similarities [rows, C], by default of audio (clips or class means) in rows and texts in columns; 0 is
   white, and NaN rows stay grey. `names`: of rows and columns, if they are something else."""
   similarity = np.asarray(similarity, np.float64)
   limit = np.nanmax(np.abs(similarity)) if np.isfinite(similarity).any() else 1
-  _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', (-limit, limit), '{:.2f}',
-       cmap=plots.DIVERGING)
+  return _map(similarity, row_labels, classes, path, title, *names, 'cosine similarity', (-limit, limit), '{:z.2f}',
+              cmap=plots.DIVERGING)
 
 
-def class_bars(values, classes, path, *, counts, chance, title: str = '', label: str = 'accuracy') -> None:
+def class_bars(values, classes, path, *, counts, chance, title: str = '', label: str = 'accuracy') -> plots.Drawn:
   """Draws a bar for each class, the best first; values [C] in 0..1; NaN (a class without clips) is left out.
 
   Args:
@@ -52,10 +53,10 @@ def class_bars(values, classes, path, *, counts, chance, title: str = '', label:
   ax.set_xlabel(f'{label}, %')
   ax.grid(True, axis='x', color='0.9', linewidth=0.8)
   ax.set_axisbelow(True)
-  plots.save(fig, path)
+  return plots.save(fig, path)
 
 
-def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> None:
+def embedding_map(features, labels, classes, path, *, title: str = '', most: int = 2000) -> plots.Drawn | None:
   """Draws features [n, D] of at most `most` clips in two dimensions (t-SNE); labels [n] are class numbers. Draws
   nothing for fewer than FEWEST_EMBEDDINGS clips.
 
@@ -69,7 +70,7 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
     chosen = np.random.default_rng(0).choice(len(features), most, replace=False)
     features, labels = features[chosen], labels[chosen]
   if len(features) < FEWEST_EMBEDDINGS:
-    return
+    return None
   narrow = PCA(min(50, *features.shape), random_state=0).fit_transform(features - features.mean(axis=0))
   places = TSNE(2, perplexity=min(30, (len(features) - 1) / 3), init='pca', random_state=0).fit_transform(narrow)
   present = np.unique(labels)
@@ -82,7 +83,7 @@ def embedding_map(features, labels, classes, path, *, title: str = '', most: int
     ax.scatter(own[:, 0], own[:, 1], s=18, color=colour, marker='os^DvPX*'[k % 8], alpha=0.85, linewidths=0,
                label=f'{classes[number]} ({len(own)})')
   ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5), ncols=columns)
-  plots.save(fig, path)
+  return plots.save(fig, path)
 
 
 def class_colours(count: int) -> list:
@@ -99,18 +100,19 @@ def draw_classes(folder, classes, targets, scores, *, multi_label: bool, title: 
 
   Args:
     targets, scores: [n, C].
-    title: of both; the score is added.
+    title: of both; the score and what chance gets are added.
     prefix: of both names.
   """
   targets, scores = np.asarray(targets), np.asarray(scores)
+  by_chance = f'chance {100 * metrics.chance(targets):.1f}%'
   if multi_label:
     values, label, chance = metrics.average_precision(targets, scores), 'average precision', targets.mean(axis=0)
-    title = f'{title}: mAP {100 * np.mean(values):.1f}%'
+    title = f'{title}: mAP {100 * np.mean(values):.1f}%, {by_chance}'
   else:
     labels, predictions = targets.argmax(axis=1), scores.argmax(axis=1)
     matrix = metrics.confusion_matrix(labels, predictions, len(classes))
     values, label, chance = metrics.per_class_accuracy(matrix), 'accuracy', 1 / len(classes)
-    title = f'{title}: {100 * metrics.accuracy(predictions, labels):.1f}%'
+    title = f'{title}: accuracy {100 * metrics.accuracy(predictions, labels):.1f}%, {by_chance}'
     confusion_matrix(matrix, classes, folder / f'{prefix}confusion.png', title=title)
   class_bars(values, classes, folder / f'{prefix}classes.png', counts=targets.sum(axis=0), chance=chance, title=title,
              label=label)
@@ -147,7 +149,7 @@ def _map(values, rows, columns, path, title, row_name, column_name, scale_name, 
         dark = abs(value) > (0.5 if limits[0] == 0 else 0.65) * limits[1]
         ax.text(j, i, text_format.format(value), ha='center', va='center', fontsize=8, color='white' if dark else 'black')
   fig.colorbar(image, ax=ax, label=scale_name, aspect=30, pad=0.02)
-  plots.save(fig, path)
+  return plots.save(fig, path)
 
 
 def _with_counts(classes, counts) -> list[str]:

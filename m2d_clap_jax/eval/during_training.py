@@ -221,8 +221,9 @@ class Evaluations:
       log.note(f'step {step}: {name} ' + ', '.join(shown))
       if log.active:
         paths.write_text(log.workdir / f'{name}.json', json.dumps({'step': step, **scalars}, indent=2))
+        score = ', '.join(shown[:1] + [each for each in shown[1:] if each.startswith('chance')])
         for key, draw in figures.items():
-          draw(log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {shown[0]}')
+          draw(log.workdir / f'{name}_{key}.png', title=f'{name}, step {step}: {score}')
     if log.active and step:
       plots.loss_curves(log.history(), log.workdir / 'curves.png', title=log.workdir.name)
 

@@ -1,4 +1,7 @@
-"""Every figure the project draws, in one style. PNG files; no pyplot, so nothing global and no display needed."""
+"""Every figure the project draws, in one style. PNG files; no pyplot, so nothing global and no display needed.
+
+Functions that draw return the file's path, as an object that notebooks show as the figure.
+"""
 
 import io
 import re
@@ -7,7 +10,7 @@ import textwrap
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.audio import LogMel
@@ -33,7 +36,14 @@ _PANELS = (
 )
 
 
-def loss_curves(history: dict, path, *, title: str = '') -> None:
+class Drawn(str):
+  """The path of a figure that was written; a notebook shows the figure itself."""
+
+  def _repr_png_(self) -> bytes:
+    return paths.as_path(self).read_bytes()
+
+
+def loss_curves(history: dict, path, *, title: str = '') -> Drawn:
   """Draws training curves by step, one panel per kind of quantity, and the level of chance beside scores.
 
   Args:
@@ -56,7 +66,7 @@ def loss_curves(history: dict, path, *, title: str = '') -> None:
   fig = figure(4.6 * columns, 3.3 * rows)
   for i, panel in enumerate(sorted(panels, key=_PANELS.index)):
     kind, _, log = panel
-    names = panels[panel]
+    names = _different(panels[panel], history)
     ax = axes(fig, rows, columns, i + 1, kind)
     for colour, name in zip(_cycle(len(names)), names):
       score = _SCORE.search(name)  # of which evaluation
@@ -71,7 +81,13 @@ def loss_curves(history: dict, path, *, title: str = '') -> None:
     if len(names) > 1 or len(ax.get_lines()) > len(names):
       ax.legend(fontsize=8, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, columnspacing=1)
   fig.suptitle(title, fontsize=11)
-  save(fig, path)
+  return save(fig, path)
+
+
+def _different(names, history) -> list[str]:
+  """Without curves that another one would cover, such as the loss where it has one term only."""
+  return [name for i, name in enumerate(names)
+          if not any(np.array_equal(history[name], history[other], equal_nan=True) for other in names[i + 1:])]
 
 
 def _chance(ax, history, score: str, color: str = '0.4'):
@@ -101,7 +117,7 @@ def _spread(values):
   return np.ptp(values) if len(values) else 0.0
 
 
-def masked_clip(logmel, mask, grid, patch, path, *, spec: LogMel, title: str = '', captions=(), scores=()) -> None:
+def masked_clip(logmel, mask, grid, patch, path, *, spec: LogMel, title: str = '', captions=(), scores=()) -> Drawn:
   """Draws one clip as the model sees it: the log-mel above, and the patches visible to the online encoder below.
 
   Args:
@@ -137,10 +153,10 @@ def masked_clip(logmel, mask, grid, patch, path, *, spec: LogMel, title: str = '
   ax.set_xlabel('seconds')
   fig.colorbar(image, ax=fig.axes, label='log power', aspect=30, pad=0.01)
   fig.suptitle('\n'.join(lines), fontsize=10)
-  save(fig, path)
+  return save(fig, path)
 
 
-def log_mel(logmel, path, *, spec: LogMel, title: str = '') -> None:
+def log_mel(logmel, path, *, spec: LogMel, title: str = '') -> Drawn:
   """Draws one log-mel [F, T] of the given settings."""
   logmel = np.asarray(logmel, np.float64)
   fig = figure(8, 3)
@@ -152,10 +168,10 @@ def log_mel(logmel, path, *, spec: LogMel, title: str = '') -> None:
   _in_hertz(ax, spec)
   ax.spines[:].set_visible(False)
   fig.colorbar(image, ax=ax, label='log power', aspect=20, pad=0.01)
-  save(fig, path)
+  return save(fig, path)
 
 
-def compared_curves(histories: dict[str, dict], path) -> None:
+def compared_curves(histories: dict[str, dict], path) -> Drawn:
   """Draws training curves of several runs: one panel per quantity of `loss_curves`, one line per run.
 
   Args:
@@ -182,10 +198,10 @@ def compared_curves(histories: dict[str, dict], path) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   lines = {line.get_label(): line for ax in fig.axes for line in ax.get_lines() if not line.get_label().startswith('_')}
   fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=4, frameon=False, fontsize=9)
-  save(fig, path)
+  return save(fig, path)
 
 
-def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -> None:
+def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -> Drawn:
   """Draws a clip and the attention over its patches.
 
   Args:
@@ -208,10 +224,10 @@ def attention_maps(logmel, maps: dict, path, *, spec: LogMel, title: str = '') -
   ax.set_xlabel('seconds')
   fig.colorbar(image, ax=fig.axes[1:len(panels)], label="share of [CLS]'s attention", aspect=30, pad=0.01)
   fig.suptitle(title, fontsize=10)
-  save(fig, path)
+  return save(fig, path)
 
 
-def frame_similarity(similarity, seconds: float, path, *, title: str = '') -> None:
+def frame_similarity(similarity, seconds: float, path, *, title: str = '') -> Drawn:
   """Draws cosine similarities [T, T] of the frames of a sound, evenly spaced over its `seconds`."""
   similarity = np.asarray(similarity, np.float64)
   limit = np.abs(similarity).max()
@@ -223,7 +239,7 @@ def frame_similarity(similarity, seconds: float, path, *, title: str = '') -> No
   ax.set_ylabel('seconds')
   ax.spines[:].set_visible(False)
   fig.colorbar(image, ax=ax, label='cosine similarity', aspect=30, pad=0.02)
-  save(fig, path)
+  return save(fig, path)
 
 
 def _in_hertz(ax, spec: LogMel):
@@ -232,30 +248,6 @@ def _in_hertz(ax, spec: LogMel):
   ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000) if hertz < centres[-1]]
   ax.set_yticks(np.interp(ticks, centres, np.arange(spec.n_mels) + 0.5), [f'{hertz:,}' for hertz in ticks])
   ax.set_ylabel('Hz')
-
-
-def growth(panels: dict[str, dict[str, dict[float, float]]], path) -> None:
-  """Draws how quantities grow: one panel per varied parameter, {panel: {quantity: {x: value}}}, logarithmic axes.
-
-  Every quantity is drawn as a multiple of its first value; the dashed line is proportional to x.
-  """
-  fig = figure(4.6 * len(panels), 3.6)
-  for i, (what, quantities) in enumerate(panels.items()):
-    ax = axes(fig, 1, len(panels), i + 1, '')
-    places = sorted(next(iter(quantities.values())))
-    ax.plot(places, [x / places[0] for x in places], color='0.6', linestyle='--', linewidth=1, label='in proportion')
-    for colour, (name, values) in zip(_cycle(len(quantities)), quantities.items()):
-      ax.plot(places, [values[x] / values[places[0]] for x in places], color=colour, linewidth=1.5, marker='o',
-              markersize=4, label=name)
-    for axis, set_scale in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
-      set_scale('log', base=2)
-      axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
-    ax.set_xticks(places)
-    ax.set_xlabel(what)
-    ax.set_ylabel('times the first')
-    ax.grid(True, color='0.9', linewidth=0.8)
-  ax.legend(fontsize=8, frameon=False)
-  save(fig, path)
 
 
 def figure(width, height):
@@ -278,8 +270,9 @@ def _cycle(n):
   return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
-def save(fig, path):
+def save(fig, path) -> Drawn:
   """Writes a PNG file atomically."""
   buffer = io.BytesIO()
   fig.savefig(buffer, format='png')
   paths.write_bytes(path, buffer.getvalue())
+  return Drawn(path)
