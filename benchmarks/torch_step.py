@@ -82,6 +82,17 @@ def standardize(x):
   return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
 
 
+def product(left, right, count: int):
+  """A function that computes `count` products of two matrices, where the arrays are: on the CPU or a GPU."""
+  device = 'cuda' if left.device.platform == 'gpu' else 'cpu'
+  left, right = (torch.from_numpy(np.array(x, np.float32)).to(device, getattr(torch, str(x.dtype))) for x in (left, right))
+
+  def compute():
+    results = [left @ right for _ in range(count)]
+    return results[-1][0, 0].item()  # waits
+  return compute
+
+
 class TorchStep:
   """Update with AdamW (fused or foreach, whichever is faster here), clipping and EMA; calling it does `burst`.
 

@@ -21,6 +21,7 @@ from benchmarks.profiled import by_kind
 from benchmarks.report import Row, finish, in_turns
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP, SIZES
+from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.planning.arithmetic import sample_flops
 from m2d_clap_jax.processor import jit
@@ -35,6 +36,7 @@ VARIANTS = {
     'm2d': dict(text_width=None),
     'msm_mae': dict(text_width=None, predict='pixels', mask_ratio=0.75, predictor_width=384, predictor_depth=4,
                     predictor_heads=6)}
+PRODUCTS = 10  # of a hidden layer in a timed call
 BURST = 10  # calls dispatched at once to an accelerator, as in training; one on a CPU
 
 
@@ -76,6 +78,13 @@ def matrix_products(dtype, sizes, burst: int) -> dict:
   return {n: functools.partial(multiply, jax.random.normal(jax.random.key(n), (n, n), dtype)) for n in sizes}
 
 
+def hidden_layer(model: M2DCLAP, batch_size: int) -> tuple[jax.Array, jax.Array]:
+  """The factors of the largest product of the target network: tokens [B L, D] and a block's first MLP layer [D, 4 D]."""
+  tokens = batch_size * (1 + model.num_patches - num_visible(model.num_patches, model.mask_ratio))
+  shapes = (tokens, model.width), (model.width, 4 * model.width)
+  return tuple(jax.random.normal(jax.random.key(i), shape, model.dtype) for i, shape in enumerate(shapes))
+
+
 def main(argv=None):
   args = parse(argv)
   device = jax.devices()[0]
@@ -88,8 +97,12 @@ def main(argv=None):
   if args.eigen:
     functions['eigen'] = JaxStep(model, batch, burst, jit=jit)
   if args.torch:
-    from benchmarks.torch_step import TorchStep
+    from benchmarks.torch_step import TorchStep, product
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
+    left, right = hidden_layer(model, args.batch)
+    multiply = jax.jit(jnp.matmul)
+    functions |= {'hidden': lambda: jax.block_until_ready([multiply(left, right) for _ in range(PRODUCTS)]),
+                  'torch hidden': product(left, right, PRODUCTS)}
     # The threads of one library still spin for a moment after its turn.
     timings = in_turns(functions, args.steps, warm_up=2, pause=0.3)
   else:
@@ -127,6 +140,9 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
     rows.append(Row('peak memory of the device', peak / 2 ** 20, 'MB'))
   if args.torch:
     rows += against(args, timings, 'torch', burst, f'PyTorch ({args.torch})')
+    left, right = hidden_layer(args.model, args.batch)
+    own, theirs = (2e-9 * left.size * right.shape[1] * PRODUCTS / timings[name].best for name in ('hidden', 'torch hidden'))
+    rows.append(Row('product of a hidden layer', own, 'GFLOP/s', theirs, f'PyTorch, {left.shape} x {right.shape}'))
   if args.eigen:
     rows += against(args, timings, 'eigen', burst, "Eigen's products")
   return rows
