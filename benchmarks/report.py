@@ -6,7 +6,9 @@ import platform
 import statistics
 import time
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+from m2d_clap_jax.startup import cores
+
+CORES = cores()
 LOAD = os.getloadavg()[0]  # before the benchmark adds its own; figures of a busy machine are unreliable
 
 

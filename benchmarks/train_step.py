@@ -78,11 +78,10 @@ def matrix_products(dtype, sizes, burst: int) -> dict:
   return {n: functools.partial(multiply, jax.random.normal(jax.random.key(n), (n, n), dtype)) for n in sizes}
 
 
-def hidden_layer(model: M2DCLAP, batch_size: int) -> tuple[jax.Array, jax.Array]:
-  """The factors of the largest product of the target network: tokens [B L, D] and a block's first MLP layer [D, 4 D]."""
+def hidden_layer(model: M2DCLAP, batch_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Shapes of the largest product of the target network: tokens [B L, D] and a block's first MLP layer [D, 4 D]."""
   tokens = batch_size * (1 + model.num_patches - num_visible(model.num_patches, model.mask_ratio))
-  shapes = (tokens, model.width), (model.width, 4 * model.width)
-  return tuple(jax.random.normal(jax.random.key(i), shape, model.dtype) for i, shape in enumerate(shapes))
+  return (tokens, model.width), (model.width, 4 * model.width)
 
 
 def main(argv=None):
@@ -99,7 +98,7 @@ def main(argv=None):
   if args.torch:
     from benchmarks.torch_step import TorchStep, product
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
-    left, right = hidden_layer(model, args.batch)
+    left, right = (jax.random.normal(jax.random.key(0), shape, model.dtype) for shape in hidden_layer(model, args.batch))
     multiply = jax.jit(jnp.matmul)
     functions |= {'hidden': lambda: jax.block_until_ready([multiply(left, right) for _ in range(PRODUCTS)]),
                   'torch hidden': product(left, right, PRODUCTS)}
@@ -141,8 +140,8 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
   if args.torch:
     rows += against(args, timings, 'torch', burst, f'PyTorch ({args.torch})')
     left, right = hidden_layer(args.model, args.batch)
-    own, theirs = (2e-9 * left.size * right.shape[1] * PRODUCTS / timings[name].best for name in ('hidden', 'torch hidden'))
-    rows.append(Row('product of a hidden layer', own, 'GFLOP/s', theirs, f'PyTorch, {left.shape} x {right.shape}'))
+    own, theirs = (2e-9 * left[0] * left[1] * right[1] * PRODUCTS / timings[name].best for name in ('hidden', 'torch hidden'))
+    rows.append(Row('product of a hidden layer', own, 'GFLOP/s', theirs, f'PyTorch, {left} x {right}'))
   if args.eigen:
     rows += against(args, timings, 'eigen', burst, "Eigen's products")
   return rows

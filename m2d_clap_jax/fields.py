@@ -17,6 +17,7 @@ CHECKSUM = 'checksum'
 
 
 class Rule(NamedTuple):
+  """What a single value must be."""
   expected: str  # in words
   fits: Callable[[Any], bool]
 
@@ -32,21 +33,25 @@ class Nullable(NamedTuple):
 
 
 def whole(low: int = 0, high: int = 2 ** 53) -> Rule:
+  """A whole number within bounds, both included."""
   return Rule(f'a whole number from {low} to {high}',
               lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high)
 
 
 def number(low: float = -1e30, high: float = 1e30) -> Rule:
+  """A finite number within bounds, both included."""
   return Rule(f'a number from {low:g} to {high:g}', lambda value: isinstance(value, numbers.Real)
               and not isinstance(value, bool) and low <= value <= high)  # which NaN is not
 
 
 def text(known: tuple[str, ...] = ()) -> Rule:
+  """Any text, or one of those known."""
   return Rule('one of ' + ', '.join(known) if known else 'a text',
               lambda value: isinstance(value, str) and (not known or value in known))
 
 
 def version(number: int) -> Rule:
+  """Exactly this version of a format."""
   return Rule(f'{number}, the format that this version reads', lambda value: isinstance(value, int) and value == number)
 
 

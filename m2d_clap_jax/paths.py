@@ -56,6 +56,7 @@ def scheme_of(place) -> str:
 
 
 def is_remote(place) -> bool:
+  """Whether a path is in a store, such as gs://..."""
   return bool(scheme_of(place))
 
 

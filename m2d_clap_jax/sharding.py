@@ -4,7 +4,6 @@ The mesh has two axes. The batch is divided over both. Parameters, the target ne
 replicated over `data` and divided over `fsdp` (fully sharded data parallelism): each device keeps its part and gathers
 the rest of a layer to compute it. With fsdp=1 this is plain data parallelism.
 """
-import math
 import pickle
 import re
 from collections.abc import Callable
@@ -138,7 +137,7 @@ def jit_update(step: Callable, shapes, mesh: Mesh) -> Jitted:
 
 def size_of(tree) -> int:
   """Bytes of all arrays of a tree, or of its shapes."""
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def table(shapes, mesh: Mesh) -> str:

@@ -58,6 +58,11 @@ def cache_folder() -> str:
   return os.path.join(base, 'm2d_clap_jax', 'compiled', f'{platform.machine()}-{zlib.crc32(about.encode()):08x}')
 
 
+def cores() -> int:
+  """The number of processor cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1  # macOS lacks the first
+
+
 def missing_device() -> str:
   """After an error of JAX: a line to show instead where JAX_PLATFORMS names a device that is not there; '' otherwise."""
   wanted = os.environ.get('JAX_PLATFORMS')

@@ -20,6 +20,13 @@ from tests.command_helpers import run, save_model
 from tests.prepare_helpers import corpus, noise
 from tests.small_model import tiny_weights
 
+
+def test_without_a_list_of_its_cores_a_process_counts_those_of_the_machine(monkeypatch):
+  monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+  with Pool(pools.STREAM) as pool:
+    assert len(pool._workers) == os.cpu_count()
+
+
 AWKWARD = ('segfault.wav', 'once.wav', 'exit.wav', 'loop.wav')
 
 

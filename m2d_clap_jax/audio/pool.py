@@ -22,6 +22,7 @@ from typing import Any
 from m2d_clap_jax.audio.decode import AudioError
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path
+from m2d_clap_jax.startup import cores
 
 STREAM = 'm2d_clap_jax.audio.decode:stream'  # the function that yields a recording's samples
 MOST_SECONDS = 300.0  # that the next block of a file may take: a decoder in an endless loop must not block the rest
@@ -104,7 +105,7 @@ class Pool:
   """
 
   def __init__(self, target: str, workers: int | None = None):
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or cores()
     self._workers = [_Worker(target) for _ in range(count)]
     self._idle: queue.LifoQueue = queue.LifoQueue()  # running processes before new ones
     for worker in self._workers:

@@ -1,6 +1,5 @@
 """Training batches by step number, from a data folder."""
 import collections
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ from m2d_clap_jax.data import schema
 from m2d_clap_jax.data.order import Order
 from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.startup import cores
 from m2d_clap_jax.text.tower import padded
 
 Captions = Callable[[list[schema.Record], Sequence[float]], dict[str, np.ndarray]]
@@ -97,7 +97,7 @@ class TrainingBatches:
 
 def prefetch(make: Callable[[int], dict], start: int, stop: int, *, threads: int | None = None) -> Iterator[dict]:
   """Yields make(start), ..., make(stop - 1) in order, computed by threads (one per core, 2 to 8) two items further ahead."""
-  threads = threads or min(8, max(2, len(os.sched_getaffinity(0))))
+  threads = threads or min(8, max(2, cores()))
   ahead = threads + 2
   with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:
     waiting = collections.deque(pool.submit(make, i) for i in range(start, min(start + ahead, stop)))

@@ -13,6 +13,7 @@ from m2d_clap_jax.data.vectors import Vectors
 from m2d_clap_jax.errors import UserError, install
 from m2d_clap_jax.locks import HeldError, locked
 from m2d_clap_jax.progress import Progress
+from m2d_clap_jax.startup import cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _write(out, jobs, done, source, bank, workers, task):
       print(f'{out}: {len(done)} of {len(jobs)} shards are there already', file=sys.stderr)
     files = [row for job in todo for row in job.rows]
     progress = Progress('files', len(files))
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or cores()
     with Pool(source.target, min(count, len(files))) as pool, contextlib.closing(progress):
       results = pool.map(source.tasks(files))
       for job in todo:

@@ -50,6 +50,7 @@ def classify(demo, data: bytes, options) -> dict:
 
 
 def embed(demo, data: bytes, options) -> dict:
+  """A recording's features (pooled over time) and its CLAP embedding, as lists; takes no options."""
   del options
   wave = demo.listen('sound', data)
   features, clap = demo.pipeline.features(wave)
@@ -57,6 +58,7 @@ def embed(demo, data: bytes, options) -> dict:
 
 
 def about(demo, wave) -> dict:
+  """What every answer says of a recording [S]: the model that was asked, and the seconds that it heard."""
   return {'model': demo.pipeline.fingerprint, 'seconds': len(wave) / demo.pipeline.sample_rate}
 
 

@@ -229,6 +229,7 @@ class Evaluations:
 
 
 def project_text(variables, text, *, model: M2DCLAP):
+  """Sentence embeddings [C, text width] -> [C, E] in the space shared with audio, not normalised."""
   return model.apply(variables, text, method='project_text')
 
 

@@ -72,6 +72,7 @@ def tables(results: list[dict]) -> str:
 
 
 def score_table(results: list[dict]) -> str:
+  """A Markdown table of scores, a row each beside the paper's; with several of the paper's tasks also their mean."""
   lines = ['| task | model | metric | this run, % | 95% CI | chance, % | paper, % | difference |',
            '|---|---|---|---|---|---|---|---|']
   for result in results:
@@ -90,6 +91,7 @@ def score_table(results: list[dict]) -> str:
 
 
 def retrieval_table(results: list[dict]) -> str:
+  """A Markdown table of retrieval scores, a row for each direction."""
   names = ('R@1', 'R@5', 'R@10', 'mAP@10', 'median_rank')
   lines = ['| task | model | direction | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' | R@1 by chance |',
            '|---' * (4 + len(names)) + '|']

@@ -38,6 +38,7 @@ _PEER_TIMEOUT = flags.DEFINE_integer(
 
 
 def run(argv):
+  """Runs the job that the configuration names; UserError for a mistake in flags or configuration."""
   if len(argv) > 1:
     raise UserError(f'{argv[1]!r}: not a flag; settings are given as --config.KEY=VALUE')
   logging.set_verbosity(logging.WARNING)  # orbax reports each file it writes
@@ -69,6 +70,7 @@ def by_hand(coordinator, process) -> dict:
 
 
 def join_processes(peer_timeout: int, **arguments):
+  """Joins the processes of a run (arguments of jax.distributed.initialize); UserError if they do not meet."""
   import jax
   try:
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=3 * peer_timeout)

@@ -56,6 +56,8 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
       model = model | {'norm_stats': before['norm_stats']}
     network = make_model(model, found, weights)
     check_data(before, found)
+    bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))  # keys only: `fitted_update` makes the mesh
+    sharding.check_batch(batch_size, sharding.make_mesh(fsdp=mesh.get('fsdp') or 1), loss.get('accumulate') or 1)
     batches = TrainingBatches(
         split, frames=network.input_size[1], batch_size=batch_size, seed=seed, sizes=found.sizes, weights=found.weights,
         captions=None if network.text_width is None else embeddings, part=(jax.process_index(), jax.process_count()))
@@ -65,8 +67,6 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     tx = bind(make_optimizer, optim, 'config.optim', given=('learning_rate',))(learning_rate)
     create = functools.partial(create_state, seed, model=network, tx=tx)
     shapes = jax.eval_shape(create)
-    bind(sharding.mesh_for, mesh, 'config.mesh', given=('parameters',))
-    sharding.check_batch(batch_size, sharding.make_mesh(fsdp=mesh.get('fsdp') or 1), loss.get('accumulate') or 1)
     ema_schedule = bind(linear_ramp, ema, 'config.ema', given=('total_steps',))(total_steps=total)
     evaluators = make_evaluators(evals, found.folder.path)
     bind(pretrain_loss, loss, 'config.loss', given=('params', 'target_params', 'batch', 'mask', 'model', 'folders'))

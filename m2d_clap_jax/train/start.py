@@ -58,4 +58,5 @@ def _in(part: str, path: str) -> bool:
 
 
 def like(value: np.ndarray, leaf: jax.Array) -> jax.Array:
+  """A value on the devices, in the type and layout of `leaf`."""
   return jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding)

@@ -13,6 +13,7 @@ RUN = 'wandb.txt'  # in the workdir: the identifier under which a run that conti
 
 
 def offline() -> bool:
+  """Whether the environment keeps runs on this machine."""
   return os.environ.get('WANDB_MODE') == 'offline'
 
 

@@ -76,6 +76,7 @@ def text_prefix(tensors) -> str | None:
 
 
 def without_prefix(name: str) -> str:
+  """A tensor's name without what wrappers of the model put before it, such as module."""
   return PREFIX.sub('', name, count=1)
 
 

@@ -65,10 +65,12 @@ RELEASED = {
 
 
 def is_name(path) -> bool:
+  """Whether it is the name of a released model."""
   return os.fspath(path) in RELEASED
 
 
 def url(name: str) -> str:
+  """Where the authors publish a model."""
   return f'{ADDRESS}/{RELEASED[name].tag}/{name}.zip'
 
 
