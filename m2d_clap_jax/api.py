@@ -14,7 +14,7 @@ from m2d_clap_jax.audio.chunks import Chunk, Chunker
 from m2d_clap_jax.audio.inputs import as_clips
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import inference
-from m2d_clap_jax.processor import jit
+from m2d_clap_jax.processor import jit_batches
 from m2d_clap_jax.startup import keep_memory
 from m2d_clap_jax.weights import Weights, family, read
 
@@ -69,10 +69,11 @@ class Pipeline:
     self._batch_size = batch_size * self._mesh.size
     self._chunker = Chunker(self.logmel, frames=self.network.input_size[1], patch=self.network.patch_size[1],
                             columns=self.network.grid[1], pad=self.network.norm_stats[0])
-    self._pooled = jit(functools.partial(inference.pooled, network=self.network))
-    self._columns = jit(functools.partial(inference.columns, network=self.network), static_argnames='layers')
-    self._project = jit(functools.partial(inference.project, network=self.network))
-    self._project_text = jit(functools.partial(inference.project_text, network=self.network))
+    self._pooled = jit_batches(functools.partial(inference.pooled, network=self.network), self._batch_size)
+    self._columns = jit_batches(functools.partial(inference.columns, network=self.network), self._batch_size,
+                                static_argnames='layers')
+    self._project = jax.jit(functools.partial(inference.project, network=self.network))
+    self._project_text = jax.jit(functools.partial(inference.project_text, network=self.network))
 
   def __repr__(self) -> str:
     seconds = self.network.input_size[1] * self.logmel.hop / self.sample_rate

@@ -7,9 +7,10 @@ import tempfile
 import filelock
 import pytest
 
-# Tests compile far more than they compute: no optimization, and no fusion emitters (a third of the compilation time
-# without them).
-COMPILE_FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+# Tests compile far more than they compute: no optimization, no fusion emitters (a third of the compilation time without
+# them), and not oneDNN's products, with which programs cannot be cached (test_processor.py).
+COMPILE_FAST = ('--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+                '--xla_cpu_experimental_onednn_fusion_type=')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

@@ -140,11 +140,14 @@ def test_a_crop_that_is_no_whole_number_of_patches_is_one_piece(music):
 
 
 def test_odd_lengths_do_not_compile_again(model, music):
-  model.embed([music[:n] for n in (1, 3000, 6000, 14000)])
-  before = model._pooled._cache_size()
+  model.embed([music[:n] for n in (1, 3000, 6000, 10000, 14000)])
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(lambda name, seconds, **_: events.append(name))
   for n in range(1000, 15000, 1301):
     model.embed(music[:n])
-  assert model._pooled._cache_size() == before
+  assert not [name for name in events if 'compile' in name]
+  jax.jit(lambda x: x + 1)(music)
+  assert any('compile' in name for name in events)
 
 
 def test_stereo_44_khz_int16_and_files_are_close_to_mono_16_khz_float(model, tmp_path):

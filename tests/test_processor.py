@@ -1,14 +1,15 @@
-"""What a run sets up on a CPU: products by Eigen, and memory that stays in the process."""
+"""What a run sets up on a CPU: products by oneDNN, and memory that stays in the process."""
 import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from m2d_clap_jax import processor
-from m2d_clap_jax.processor import YNNPACK, compiler_options, jit
+from m2d_clap_jax.processor import FUSION, compiler_options, jit, jit_batches
 
 FAULTS = '''
 import resource
@@ -43,23 +44,67 @@ def test_a_step_gets_its_memory_from_the_process_and_not_page_by_page_from_the_s
   assert not left_alone and many > 5000
 
 
-def test_products_are_computed_by_eigen_unless_xla_flags_say_otherwise(monkeypatch):
+@pytest.fixture(autouse=True)
+def as_users_run(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'].replace(f'--{FUSION}=', ''))
+  compiler_options.cache_clear()
+  yield
+  compiler_options.cache_clear()
+
+
+def test_products_are_computed_by_onednn_unless_xla_flags_say_otherwise(monkeypatch):
   x = jnp.ones((256, 256))
-  assert 'ynn' not in jit(jnp.matmul).lower(x, x).compile().as_text()
+  assert '__onednn_fusion' in jit(jnp.matmul).lower(x, x).compile().as_text()
   compiler_options.cache_clear()
-  monkeypatch.setenv('XLA_FLAGS', f'--{YNNPACK}=LIBRARY_FUSION_TYPE_DOT')
+  monkeypatch.setenv('XLA_FLAGS', f'--{FUSION}=')
   assert compiler_options() == {}
-  compiler_options.cache_clear()
+
+
+def test_a_full_batch_is_a_program_of_its_own_and_a_small_one_is_left_to_the_compilation_cache():
+  options = []
+  function = jit_batches(lambda variables, batch: options.append(len(batch)) or batch @ variables, 4)
+  for rows in (1, 4, 4, 1):
+    assert function(jnp.ones((2, 2)), jnp.ones((rows, 2))).shape == (rows, 2)
+  assert options == [1, 4]
+
+
+def test_no_warning_says_that_a_program_was_not_cached(tmp_path, monkeypatch):
+  done = subprocess.run([sys.executable, '-W', 'error', '-c', (
+      'import jax, jax.numpy as jnp; from m2d_clap_jax.processor import jit; x = jnp.ones((64, 64));'
+      'print("onednn" in jit(jnp.matmul).lower(x, x).compile().as_text())')], capture_output=True, text=True, env={
+          **os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'})
+  assert (done.stdout, done.stderr) == ('True\n', '')
 
 
 def test_an_option_that_this_version_of_xla_does_not_have_is_left_out(monkeypatch):
-  monkeypatch.setattr(processor, 'YNNPACK', 'xla_cpu_no_such_option')
-  compiler_options.cache_clear()
+  monkeypatch.setattr(processor, 'OPTIONS', {'xla_cpu_no_such_option': True})
   assert compiler_options() == {}
-  compiler_options.cache_clear()
 
 
 def test_elsewhere_nothing_is_set(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   monkeypatch.setattr(jax, 'jit', lambda function, **options: options)
   assert jit(jnp.matmul, donate_argnums=0) == {'donate_argnums': 0}
+
+
+def test_a_program_for_another_kind_of_device_has_no_options_of_this_one(monkeypatch):
+  monkeypatch.setattr(jax, 'jit', lambda function, **options: options)
+  assert jit(jnp.matmul, 'tpu') == {}
+
+
+DIMENSIONS = (0, 1, 2, 3, 5, 17, 64)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_every_product_that_jax_can_write_is_that_of_the_default_library(seed):
+  """Batch, contracted and free axes of any number, size and order; the library would end the process at what it cannot do."""
+  rng = np.random.default_rng(seed)
+  axes = {kind + str(i): int(rng.choice(DIMENSIONS)) for kind in 'bclr' for i in range(rng.integers(3))}
+  left, right = ([axis for axis in rng.permutation(list(axes)) if axis[0] in kinds] for kinds in ('bcl', 'bcr'))
+  numbers = tuple(tuple([side.index(axis) for axis in axes if axis[0] == kind] for side in (left, right)) for kind in 'cb')
+  dtype = [jnp.float32, jnp.bfloat16, jnp.float16][seed % 3]
+  x, y = (jnp.asarray(rng.standard_normal([axes[axis] for axis in side]), dtype) for side in (left, right))
+
+  def product(x, y):
+    return jax.nn.relu(jax.lax.dot_general(x + 1, y, numbers, preferred_element_type=jnp.float32)) + 1
+  np.testing.assert_allclose(jit(product)(x, y), jax.jit(product)(x, y), rtol=1e-5, atol=1e-4)

@@ -10,7 +10,6 @@ from m2d_clap_jax import sharding
 from m2d_clap_jax.data.batches import crop
 from m2d_clap_jax.data.read import Split
 from m2d_clap_jax.models import M2DCLAP
-from m2d_clap_jax.processor import jit
 
 BATCH = 64
 
@@ -28,7 +27,7 @@ class SplitEncoder:
   def __init__(self, model: M2DCLAP, mesh, progress: Callable[[str], None]):
     self._model, self._mesh, self._progress = model, mesh, progress
     features = functools.partial(_clip_features, model=model.clone(platform=sharding.platform(mesh)))
-    self._features = sharding.Jitted(features, mesh, jit, out_shardings=sharding.replicated(mesh))
+    self._features = sharding.Jitted(features, mesh, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, split: Split, limit: int | None = None):
     count = min(split.num_clips, limit or split.num_clips)

@@ -7,7 +7,6 @@ import numpy as np
 from m2d_clap_jax import sharding
 from m2d_clap_jax.eval import linear_protocol
 from m2d_clap_jax.models.classifier import Classifier
-from m2d_clap_jax.processor import jit
 from m2d_clap_jax.train.finetune_step import Inputs, score
 from m2d_clap_jax.train.task_data import Data
 
@@ -24,7 +23,7 @@ class Scorer:
   def __init__(self, classifier: Classifier, data: Data, inputs: Inputs, mesh, progress: Callable[[str], None]):
     self._data, self._mesh, self._progress = data, mesh, progress
     model = classifier.on(sharding.platform(mesh))
-    self._score = sharding.Jitted(functools.partial(score, model=model, inputs=inputs), mesh, jit, static_argnames='method',
+    self._score = sharding.Jitted(functools.partial(score, model=model, inputs=inputs), mesh, static_argnames='method',
                                   out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables, clips, draws: np.ndarray | None = None,
