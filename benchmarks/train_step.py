@@ -24,7 +24,7 @@ from m2d_clap_jax.models import M2DCLAP, SIZES
 from m2d_clap_jax.models.masking import num_visible
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.planning.arithmetic import sample_flops
-from m2d_clap_jax.processor import jit
+from m2d_clap_jax.processor import compiler_options
 from m2d_clap_jax.train.optim import linear_ramp, make_optimizer, warmup_cosine
 from m2d_clap_jax.train.step import create_state, pretrain_step
 
@@ -53,7 +53,7 @@ def make_batch(model: M2DCLAP, batch_size: int) -> dict[str, jax.Array]:
 class JaxStep:
   """`pretrain_step` compiled as the driver compiles it, with its state; calling it does `burst` updates."""
 
-  def __init__(self, model: M2DCLAP, batch: dict, burst: int, jit=jit):
+  def __init__(self, model: M2DCLAP, batch: dict, burst: int, jit=jax.jit):
     tx = make_optimizer(warmup_cosine(1e-4, 10, 10000))
     create = functools.partial(create_state, 0, model=model, tx=tx)
     self.state, self.batch, self.burst = jax.jit(create)(), batch, burst
@@ -74,7 +74,7 @@ def matrix_products(dtype, sizes, burst: int) -> dict:
   """{size: function that does `burst` square products of that size}, for the machine's matrix rate."""
   def multiply(x):
     jax.block_until_ready([product(x, x) for _ in range(burst)])
-  product = jit(jnp.matmul)
+  product = jax.jit(jnp.matmul)
   return {n: functools.partial(multiply, jax.random.normal(jax.random.key(n), (n, n), dtype)) for n in sizes}
 
 
@@ -93,13 +93,13 @@ def main(argv=None):
   step = JaxStep(model, batch, burst)
   products = matrix_products(args.dtype, args.matmul, burst)
   functions = {'step': step, **products}
-  if args.default:
-    functions['default'] = JaxStep(model, batch, burst, jit=jax.jit)
+  if args.onednn:
+    functions['onednn'] = JaxStep(model, batch, burst, jit=functools.partial(jax.jit, compiler_options=compiler_options()))
   if args.torch:
     from benchmarks.torch_step import TorchStep, product
     functions['torch'] = TorchStep(model, batch, burst, compiled=args.torch == 'compile')
     left, right = (jax.random.normal(jax.random.key(0), shape, model.dtype) for shape in hidden_layer(model, args.batch))
-    multiply = jit(jnp.matmul)
+    multiply = jax.jit(jnp.matmul)
     functions |= {'hidden': lambda: jax.block_until_ready([multiply(left, right) for _ in range(PRODUCTS)]),
                   'torch hidden': product(left, right, PRODUCTS)}
     # The threads of one library still spin for a moment after its turn.
@@ -142,8 +142,8 @@ def make_rows(args, step: JaxStep, timings, products, burst: int, device) -> lis
     left, right = hidden_layer(args.model, args.batch)
     own, theirs = (2e-9 * left[0] * left[1] * right[1] * PRODUCTS / timings[name].best for name in ('hidden', 'torch hidden'))
     rows.append(Row('product of a hidden layer', own, 'GFLOP/s', theirs, f'PyTorch, {left} x {right}'))
-  if args.default:
-    rows += against(args, timings, 'default', burst, "XLA's default products")
+  if args.onednn:
+    rows += against(args, timings, 'onednn', burst, "oneDNN's products")
   return rows
 
 
@@ -182,7 +182,7 @@ def parse(argv):
   parser.add_argument('--matmul', type=int, nargs='+', metavar='N', help='sizes of the products that give the ceiling')
   parser.add_argument('--torch', nargs='?', const='eager', choices=['eager', 'compile'],
                       help='also time an equivalent PyTorch step, in turns with this one')
-  parser.add_argument('--default', action='store_true', help="also time the step with XLA's default products, in turns")
+  parser.add_argument('--onednn', action='store_true', help="also time the step with oneDNN's products, as in inference, in turns")
   parser.add_argument('--profile', type=int, default=0, metavar='N', help='also the N kinds of instruction that take longest')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)

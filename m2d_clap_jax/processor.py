@@ -1,4 +1,4 @@
-"""`jit` with what makes products of matrices fast on a CPU; for other devices it is `jax.jit`."""
+"""What makes products of matrices fast on a CPU: `jit_batches` for inference on many clips."""
 import functools
 import os
 import warnings
@@ -13,23 +13,15 @@ FUSION = 'xla_cpu_experimental_onednn_fusion_type'
 OPTIONS = {'xla_cpu_use_onednn': True, FUSION: 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
 
-def jit(function: Callable, platform: str | None = None, **options: Any) -> Any:
-  """`jax.jit` of what runs long, for a kind of device ('cpu', 'gpu' or 'tpu'; None means JAX's default).
-
-  The program for a CPU is faster, but it cannot be kept in the compilation cache.
-  """
-  if (platform or jax.default_backend()) == 'cpu':
-    options['compiler_options'] = compiler_options()
-  return jax.jit(function, **options)
-
-
 def jit_batches(function: Callable, size: int, **options: Any) -> Callable:
-  """`jit` of function(variables, batch, ...) where the batch has at least `size` rows, else `jax.jit`.
+  """`jax.jit` of function(variables, batch, ...); on a CPU oneDNN computes the products of batches of at least `size` rows.
 
-  Whoever has a full batch will probably have more of them, and gains from `jit`; a clip or two should not wait for a
-  compilation.
+  Such a program cannot be kept in the compilation cache. Whoever has a full batch will probably have more of them, and
+  gains from it; a clip or two should not wait for a compilation, and there all libraries are as fast.
   """
-  full, small = jit(function, **options), jax.jit(function, **options)
+  full = small = jax.jit(function, **options)
+  if jax.default_backend() == 'cpu':
+    full = jax.jit(function, compiler_options=compiler_options(), **options)
   return lambda variables, batch, *args, **kwargs: (full if len(batch) >= size else small)(variables, batch, *args, **kwargs)
 
 

@@ -14,7 +14,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.processor import jit
 
 # The first pattern that matches a parameter's path determines which of its axes is divided over `fsdp`. A kernel is
 # [in, out], and its wider axis is divided; vectors, tokens and scalars are too small to be worth it.
@@ -96,13 +95,13 @@ def platform(mesh: Mesh) -> str:
 
 
 class Jitted:
-  """`processor.jit` of a function on arrays divided over the mesh.
+  """`jax.jit` of a function on arrays divided over the mesh.
 
   While it is traced the mesh is known to kernels, which XLA cannot divide: each device runs them on its own samples.
   """
 
   def __init__(self, function: Callable, mesh: Mesh, **options):
-    self._function, self._mesh = jit(function, platform(mesh), **options), mesh
+    self._function, self._mesh = jax.jit(function, **options), mesh
 
   def __call__(self, *args, **kwargs):
     with jax.set_mesh(self._mesh):

@@ -90,9 +90,9 @@ def test_the_pytorch_network_has_as_many_parameters(variant):
 
 def test_train_step_prints_its_ratio_to_pytorch(capsys):
   pytest.importorskip('timm', reason='the comparison with PyTorch has the blocks of timm')
-  train_step.main([*TINY, '--torch', '--default'])
+  train_step.main([*TINY, '--torch', '--onednn'])
   printed = capsys.readouterr().out
-  assert 'PyTorch (eager) in the same run' in printed and "XLA's default products in the same run" in printed
+  assert 'PyTorch (eager) in the same run' in printed and "oneDNN's products in the same run" in printed
   assert 'the same by processor time' in printed
 
 
