@@ -31,7 +31,7 @@ _PANELS = (
   ('Evaluation', _SCORE.pattern, False),
   ('Learning rate', r'learning_rate|\blr\b', False),
   ('EMA decay', r'ema', False),
-  ('Logit scale', r'logit_scale', False),
+  ('Logit scale, natural log', r'logit_scale', False),
   ('Effective rank', r'rank', False),
 )
 
