@@ -51,6 +51,7 @@ class Checkpoints:
     self.folder = _folder(workdir)
     self._step: int | None = None  # of the last save
     _report_once()
+    _write_whole_arrays()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
@@ -153,6 +154,12 @@ def _report_once():
   logging.getLogger('absl').addFilter(_not_of_orbax)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _not_of_closed_loops
+
+
+def _write_whole_arrays():
+  """Where one process writes all, orbax would still cut each array for its devices, by a program for each shape."""
+  handlers = ocp.type_handlers
+  handlers.register_type_handler(jax.Array, handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1), override=True)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
