@@ -2,6 +2,7 @@
 
 Alphabet: B clips, S samples, T time columns (patches), D width of the encoder, E embedding, C classes.
 """
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -24,13 +25,15 @@ MOST_TOKENS = 64 * 190
 FEWEST_TEXTS = 8  # that are projected at once: filled up
 
 
-def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 'Pipeline':
+def load(path, *, dtype: str = 'float32', batch_size: int = 32, pad_short: bool | None = None, **overrides) -> 'Pipeline':
   """Opens a run's workdir, a portable folder, a .pth or a .safetensors file, a released model by its name (`m2d-clap
   models` lists them), or hf://ORGANISATION/NAME, for inference.
 
   Args:
     dtype: of the matrix products, 'float32' or 'bfloat16'.
     batch_size: chunks (of 6.08 s, for most models) that each device of this process handles at a time.
+    pad_short: whether recordings shorter than the model's crop are padded with silence to it, as in training. None: those
+      of models trained by this package are; those of the authors' files are not, as in their runtime.
     overrides: values that a public file lacks or states wrongly: sample_rate, text_encoder (name or folder), fields of
       `M2DCLAP` such as input_size.
 
@@ -38,7 +41,8 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, **overrides) -> 
     UserError: there is no usable model.
   """
   keep_memory()
-  return Pipeline(path if isinstance(path, Weights) else read(path, **overrides), dtype=dtype, batch_size=batch_size)
+  return Pipeline(path if isinstance(path, Weights) else read(path, **overrides), dtype=dtype, batch_size=batch_size,
+                  pad_short=pad_short)
 
 
 class Pipeline:
@@ -53,7 +57,8 @@ class Pipeline:
   a fine-tuned head, or None).
   """
 
-  def __init__(self, weights: Weights, *, dtype: str = 'float32', batch_size: int = 32):
+  def __init__(self, weights: Weights, *, dtype: str = 'float32', batch_size: int = 32,
+               pad_short: bool | None = None):
     self.weights = weights
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self.network = weights.network(dtype).clone(platform=sharding.platform(self._mesh))
@@ -67,8 +72,11 @@ class Pipeline:
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
     self.variables = jax.tree.map(lambda x: x.addressable_data(0), self._everywhere)  # not a copy
     self._batch_size = batch_size * self._mesh.size
-    self._chunker = Chunker(self.logmel, frames=self.network.input_size[1], patch=self.network.patch_size[1],
-                            columns=self.network.grid[1], pad=self.network.norm_stats[0])
+    frames = self.network.input_size[1]
+    self._as_is = Chunker(self.logmel, frames=frames, patch=self.network.patch_size[1], columns=self.network.grid[1],
+                          pad=self.network.norm_stats[0])
+    self._chunker = dataclasses.replace(
+        self._as_is, shortest=frames if (weights.pads_short if pad_short is None else pad_short) else 0)
     self._pooled = jit_batches(functools.partial(inference.pooled, network=self.network), self._batch_size)
     self._columns = jit_batches(functools.partial(inference.columns, network=self.network), self._batch_size,
                                 static_argnames='layers')
@@ -105,14 +113,14 @@ class Pipeline:
       means = np.stack(list(self._means(clips)))
       patches = means.reshape(len(means), -1, self.network.width).mean(axis=1)
       return means, np.asarray(self._project(self.variables, patches[:, None], np.ones((len(means), 1), bool)))
-    pairs = [(frames.mean(axis=0), self._semantic(frames)) for frames, _ in self._frames(clips)]
+    pairs = [(frames.mean(axis=0), self._semantic(frames)) for frames, _ in self._frames(clips, self._chunker)]
     return np.stack([mean for mean, _ in pairs]), np.stack([embedding for _, embedding in pairs])
 
   def encode_frames(self, waves, sample_rate: int | None = None, *, layer: int | str | None = None):
     """-> frame features [B, T, 5 * D] and time stamps [B, T] in ms.
 
     A frame holds the embeddings of one time column's patches side by side, lowest frequencies first. For clips of
-    different lengths both are lists of B arrays.
+    different lengths both are lists of B arrays. Short clips are not padded (see `load`).
 
     Args:
       layer: None for the encoder's output, its final norm included. K from 1 to the number of blocks, or from -1 down
@@ -202,18 +210,18 @@ class Pipeline:
     """Yields the mean frame features [5 * D] of each clip, in order."""
     sums: dict[int, np.ndarray] = {}
     counts = np.zeros(len(clips), int)
-    for chunk, value in self._run(self._pooled, clips):
+    for chunk, value in self._run(self._pooled, clips, self._chunker):
       # In float64 and by chunk number: the order in which chunks were computed must not matter.
       sums[chunk.clip] = sums.get(chunk.clip, 0) + value.astype(np.float64)
       counts[chunk.clip] += chunk.columns
     for i in range(len(clips)):
       yield (sums[i] / counts[i]).astype(np.float32)
 
-  def _frames(self, clips, layers: tuple[int, ...] = ()) -> Iterator[tuple[np.ndarray, float]]:
+  def _frames(self, clips, chunker: Chunker, layers: tuple[int, ...] = ()) -> Iterator[tuple[np.ndarray, float]]:
     """Yields (frame features [T, 5 * D], or [T, L, 5 * D] of L layers, seconds) of each clip, in order."""
     parts: dict[int, dict[int, np.ndarray]] = {}
     samples = [0] * len(clips)
-    for chunk, value in self._run(functools.partial(self._columns, layers=layers), clips):
+    for chunk, value in self._run(functools.partial(self._columns, layers=layers), clips, chunker):
       parts.setdefault(chunk.clip, {})[chunk.number] = value[:chunk.columns]
       samples[chunk.clip] = max(samples[chunk.clip], chunk.samples)
     for i in range(len(clips)):
@@ -223,7 +231,7 @@ class Pipeline:
   def _stamped(self, clips, layers: tuple[int, ...] = ()) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Frame features of each clip, as from `_frames`, and their time stamps [T] in ms."""
     pairs = [(frames, (np.arange(len(frames)) * (seconds / len(frames)) * 1000).astype(np.float32))
-             for frames, seconds in self._frames(clips, layers)]
+             for frames, seconds in self._frames(clips, self._as_is, layers)]
     features, stamps = map(list, zip(*pairs))
     return features, stamps
 
@@ -236,14 +244,14 @@ class Pipeline:
       raise UserError(f"layer={layer!r}: the encoder has {depth} blocks: give 1 to {depth}, -{depth} to -1, or 'all'")
     return (int(layer) % (depth + 1),)
 
-  def _run(self, function, clips) -> Iterator[tuple[Chunk, np.ndarray]]:
+  def _run(self, function, clips, chunker: Chunker) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Runs function(variables, logmel, columns) on all clips' chunks; yields each chunk with its row of the result.
 
     While the device computes a batch, the host prepares the next one.
     """
     chunks: list[Chunk] = []
     result = np.empty(0)
-    for batch in self._chunker.batches(clips, self._batch_size):
+    for batch in chunker.batches(clips, self._batch_size):
       started = self._start(function, batch.logmel, batch.columns)
       yield from zip(chunks, np.asarray(result))
       chunks, result = batch.chunks, started

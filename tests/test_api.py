@@ -1,4 +1,5 @@
 """Inference equals the authors' runtime, and an embedding depends on its own clip alone."""
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import soxr
 
 import m2d_clap_jax
 from m2d_clap_jax.audio import LogMel
+from m2d_clap_jax.data.batches import crop
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models.vit import Block, LayerNorm
 from m2d_clap_jax.weights import Weights
@@ -137,6 +139,23 @@ def test_a_crop_that_is_no_whole_number_of_patches_is_one_piece(music):
   np.testing.assert_array_equal(piece.logmel, model.logmel.numpy(second)[:, :96])
   assert model.encode_frames(second)[0].shape == (1, 6, 480)
   assert [chunk.columns for chunk in model.chunks(music[:3 * 16000])] == [6, 6, 6]
+
+
+@pytest.mark.parametrize('samples', [1, 8000, 15199, 15359, 20000])
+def test_short_clips_of_a_model_trained_here_are_padded_with_silence_as_in_its_training(music, samples):
+  weights = dataclasses.replace(tiny_weights(), step=10)
+  model, wave = m2d_clap_jax.load(weights), music[:samples]
+  means, audio = model.features(wave)
+  frames = model.network.input_size[1]
+  if samples < 15200:  # fewer than 96 frames
+    expected = model.network.apply(model.variables, crop(model.logmel.numpy(wave), frames, 0.0)[None], method='clip_features')
+    close(means, expected[0], 1e-5)
+    close(audio, expected[1], 1e-5)
+    assert np.abs(means - m2d_clap_jax.load(tiny_weights()).embed(wave)).max() > 0.01
+  as_is = m2d_clap_jax.load(weights, pad_short=False)
+  np.testing.assert_array_equal(as_is.embed(wave), m2d_clap_jax.load(tiny_weights()).embed(wave))
+  np.testing.assert_array_equal(model.encode_frames(wave)[0], as_is.encode_frames(wave)[0])
+  np.testing.assert_array_equal(m2d_clap_jax.load(tiny_weights(), pad_short=True).embed(wave), means)
 
 
 def test_odd_lengths_do_not_compile_again(model, music):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from m2d_clap_jax.audio.inputs import AudioClip
-from m2d_clap_jax.audio.logmel import LogMel
+from m2d_clap_jax.audio.logmel import SILENCE, LogMel
 
 
 class Chunk(NamedTuple):
@@ -38,12 +38,14 @@ class Chunker:
     patch: frames of a patch.
     pad: value that pads the last patch of a clip: the mean, which becomes 0 when standardised, as in the public
       runtime.
+    shortest: frames that shorter clips are first filled up to, with silence.
   """
   logmel: LogMel
   frames: int
   patch: int
   columns: int
   pad: float
+  shortest: int = 0
 
   def cut(self, clips: Iterable[AudioClip]) -> Iterator[Chunk]:
     """Yields all chunks of the clips, one clip after the other."""
@@ -56,6 +58,8 @@ class Chunker:
           samples += len(block)
           yield block
       for number, piece in enumerate(self.logmel.chunks(blocks(), self.frames)):
+        if not number and piece.shape[1] < self.shortest:
+          piece = np.pad(piece, ((0, 0), (0, self.shortest - piece.shape[1])), constant_values=SILENCE)
         # A whole chunk drops the frames beyond its last whole patch, as in training: 1001 frames are 62 columns.
         columns = min(self.columns, -(-piece.shape[1] // self.patch))
         piece = piece[:, :columns * self.patch]

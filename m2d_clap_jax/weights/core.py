@@ -72,6 +72,12 @@ class Weights:
     return has_predictor and (self.model.get('predict') == 'pixels' or 'target' in self.trees)
 
   @property
+  def pads_short(self) -> bool:
+    """Whether recordings shorter than the model's crop were padded with silence to it in training, as all trainings of this
+    package do. The authors' data were prepared so, too, but their runtime does not pad, and their files follow it."""
+    return self.step > 0
+
+  @property
   def default_logit_scale(self) -> bool:
     """Whether the source has a CLAP head without its logit scale, which then has its value at the start of training.
 
