@@ -66,7 +66,7 @@ def base(task):
   config.checkpoints = ConfigDict({'keep': 1})
   config.stall_seconds = 3600.0  # without progress after which a run ends itself with a message; 0: never
   config.wandb = placeholder(str)  # project of Weights & Biases to log to, beside TensorBoard; needs the extra wandb
-  config.log_every = 50  # steps
+  config.log_every = 50  # steps; at least once an epoch
   config.save_every = 5  # epochs, like the next
   config.evals_every = 1
   return config

@@ -32,6 +32,20 @@ def test_a_comma_in_any_label_makes_a_task_multi_label(tmp_path):
   assert [len(part) for part in task.splits().values()] == [1, 1, 1]
 
 
+def test_a_table_without_parts_gets_test_clips_of_each_class_whatever_the_order_of_its_rows(tmp_path, capsys):
+  rows = [f'{i}.wav,{label}' for i, label in enumerate('x' * 10 + 'y' * 4 + 'z')]
+  files = [f'{i}.wav' for i in range(15)]
+
+  def tests(rows):
+    root = write(tmp_path, '\n'.join(['file_name,label', *rows]), 'mine.csv', files)
+    task = open_task('mine', root, seconds=1)
+    assert check_classes(task) == ''
+    return {clip.file: clip.labels[0] for clip in task.splits()['test']}
+  found = tests(rows)
+  assert sorted(found.values()) == ['x', 'x', 'y'] and tests(rows[::-1]) == found
+  assert 'has neither split nor fold: 3 of its 15 clips, a fifth of each class, are test clips' in capsys.readouterr().err
+
+
 HEARD = {
     'cremad': {'ANG': 'angry person talking', 'DIS': 'someone talking in disgust',
                'FEA': 'someone talking with a sense of fear', 'HAP': 'someone talking happily and joyfully',
@@ -98,7 +112,6 @@ def test_several_captions_of_a_clip_make_a_retrieval_task(tmp_path):
 
 @pytest.mark.parametrize('text, message', [
     ('name,label,split\na.wav,x,train\n', 'columns are name, label, split; expected file_name'),
-    ('file_name,label\na.wav,x\n', 'split or fold'),
     ('', 'columns are none'),
     ('file_name,label,split\n', 'no rows'),
     ('file_name,label,split\na.wav,x,eval\n', "line 2: split 'eval' is none of"),

@@ -57,7 +57,7 @@ def parse_columns(text: str, option: str = '--columns') -> dict[str, tuple[str, 
 
 
 def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None, *, folds: bool = False,
-                 parts: bool = False, option: str = '--columns') -> Contents:
+                 option: str = '--columns') -> Contents:
   """A table of one's own -> its rows.
 
   Args:
@@ -66,7 +66,6 @@ def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None,
     columns: {ours: their names} where they are not called file_name, caption, label, split (and fold); one of the last two
       makes the other, if the table has it, one that is not read.
     folds: a column `fold` is read, too.
-    parts: one of the last two is needed.
     option: what named `columns`, for messages.
 
   Raises:
@@ -79,7 +78,7 @@ def read_entries(path, root, columns: Mapping[str, Sequence[str]] | None = None,
       known[other] = ()
   table = read_table(path, known['file_name'][0], [name for ours, theirs in known.items() if ours != 'file_name'
                                                    for name in theirs])
-  _check_columns(table, known, columns, folds, parts, option)
+  _check_columns(table, known, columns, folds, option)
   files = Files(root)
   entries = [_entry(row, known, files) for row in table.rows]
   return Contents(entries, [f'{table.path}: {table.account}'], notes_of(files))
@@ -94,18 +93,18 @@ def notes_of(files: Files) -> list[str]:
           f'{ascii(theirs)} for {ascii(ours)}: these files are used']
 
 
-def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool, parts: bool, option: str):
+def _check_columns(table: Table, known: Mapping, given: Mapping, folds: bool, option: str):
   has = set(table.columns)
-  expected = 'file_name, caption and/or label, ' + ('split or fold' if parts else 'optional split')
+  expected = 'file_name, caption and/or label, optional split' + ' or fold' * folds
   some = ', '.join(table.columns)[:200] or 'none'
   for ours, theirs in given.items():
     missing = [name for name in theirs if plain(name) not in has]
     if missing:
       raise UserError(f'{option}={ours}:{missing[0]}: {table.path} has no such column; its columns are {some}')
-  needed = [known['file_name'], (*known['caption'], *known['label']), *([(*known['split'], *known['fold'])] if parts else [])]
+  needed = known['file_name'], (*known['caption'], *known['label'])
   if (has or not table.rows) and not all(has & {plain(name) for name in names} for names in needed):
     raise UserError(f'{table.path}: columns are {some}; expected {expected}'
-                    f'; if yours have other names, say so: {option}=file_name:NAME,label:NAME' + ',fold:NAME' * folds)
+                    f'; if yours have other names, say so: {option}=file_name:NAME,caption:NAME,label:NAME' + ',fold:NAME' * folds)
   if not table.rows:
     raise UserError(f'{table.path}: no rows below the header: give it {expected}')
 

@@ -1,8 +1,7 @@
 """Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds, or a published data set.
 
 The CSV has `file_name`, `label`, and either `split` (train, valid or val, test) or `fold` (a number), as EVAR writes
-them. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption, beside `label` or in its
-place.
+them, or neither. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption, too or instead.
 """
 import dataclasses
 import functools
@@ -17,6 +16,7 @@ from m2d_clap_jax.paths import as_path, is_remote, stamps
 from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, parse_columns, read_entries
 from m2d_clap_jax.tables.published import Absent, read_published
 from m2d_clap_jax.tables.reader import read_table
+from m2d_clap_jax.tasks.division import drawn_tests
 from m2d_clap_jax.tasks.table import PUBLISHED, TASKS, Settings
 
 SPLITS = ('train', 'valid', 'test')
@@ -203,11 +203,10 @@ def read_names(path: str) -> dict[str, str]:
 def read_metadata(path: str, root: str = '.', columns: str = '', *, parts: bool = True) -> list[Clip]:
   """A metadata CSV -> clips, rows of the same file joined; UserError naming the row that is wrong.
 
-  parts: whether the columns split or fold are needed; without both, all are test clips.
+  parts: a table without split and fold has training clips all the same; else all of it are test clips.
   """
   option = 'config.data.columns'
-  return clips_of(read_entries(path, root, parse_columns(columns, option), folds=True, parts=parts, option=option), path,
-                  parts)
+  return clips_of(read_entries(path, root, parse_columns(columns, option), folds=True, option=option), path, parts)
 
 
 def clips_of(contents: Contents, path: str, parts: bool = True) -> list[Clip]:
@@ -215,8 +214,8 @@ def clips_of(contents: Contents, path: str, parts: bool = True) -> list[Clip]:
   for note in contents.notes:
     print(note, file=sys.stderr)
   found: dict[str, Clip] = {}
-  undivided = not parts and all(entry.split is None and entry.fold is None for entry in contents.entries)
-  if undivided:
+  undivided = all(entry.split is None and entry.fold is None for entry in contents.entries)
+  if undivided and not parts:
     print(f'note: {path}: has neither split nor fold: all its clips are test clips', file=sys.stderr)
   for entry in contents.entries:
     where = f'{path} {entry.where}'
@@ -230,7 +229,14 @@ def clips_of(contents: Contents, path: str, parts: bool = True) -> list[Clip]:
     else:
       found[clip.file] = dataclasses.replace(
           before, labels=tuple(dict.fromkeys(before.labels + clip.labels)), captions=before.captions + clip.captions)
-  return list(found.values())
+  return _divided(found, path) if undivided and parts else list(found.values())
+
+
+def _divided(clips: dict[str, Clip], path: str) -> list[Clip]:
+  tests = drawn_tests({file: clip.labels for file, clip in clips.items()})
+  print(f'note: {path}: has neither split nor fold: {len(tests)} of its {len(clips)} clips, a fifth of each class, are test clips '
+        '(where clips have a source in common, such as a speaker, divide them yourself in a column split)', file=sys.stderr)
+  return [dataclasses.replace(clip, split='test' if file in tests else 'train') for file, clip in clips.items()]
 
 
 def _clip(entry: Entry, where: str) -> Clip:

@@ -193,7 +193,7 @@ class FineTuning:
     def evaluate(number: int, state, log):
       self._evaluate(best, state, log, splits[where], where, number // epochs.steps, number, seed)
     train(state, update, batch, workdir=folder, saved=saved, guards=self.guards, mesh=self.mesh, total=total,
-          batch_size=settings['batch_size'], learning_rate=rate, log_every=settings['log_every'],
+          batch_size=settings['batch_size'], learning_rate=rate, log_every=min(settings['log_every'], epochs.steps),
           save_every=settings['save_every'] * epochs.steps, rows=meta.get('window', ()),
           actions=[Every(settings['evals_every'] * epochs.steps, evaluate)],
           metadata=lambda: {'settings': settings, 'best': best.for_checkpoint()}, wandb=settings['wandb'],

@@ -210,6 +210,7 @@ class StepProgress:
   def show_first(self, step: int, scalars: dict[str, float], seconds: float):
     """The first update's own row, at once; `seconds`: what it took, with its compilation."""
     self._log.note(f'{self._row(step, scalars)}  compiled and computed in {clock(seconds)}')
+    self._start, self._began = step, time.monotonic()  # the time left is that of compiled updates
 
   def _row(self, step: int, scalars: dict[str, float]) -> str:
     numbers = '  '.join(f'{name} {scalars[name]:.4g}' for name in LOSSES if name in scalars)

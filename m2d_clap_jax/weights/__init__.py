@@ -39,6 +39,8 @@ def read(path, **overrides) -> Weights:
     return overridden(read_run(place), overrides)
   if place.is_dir():
     files = sorted([*place.glob('*.pth'), *place.glob('*.safetensors')])
+    if (best := place / 'run0' / 'best').is_dir():
+      raise UserError(f'{place}: holds the runs of a fine-tuning: name the classifier of one, such as {best}')
     if len(files) != 1:
       raise UserError(f'{place}: holds {len(files)} checkpoint files and is neither a portable folder ({CONFIG}) nor a '
                       "run's workdir (checkpoints/): name one file")
