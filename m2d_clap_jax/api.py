@@ -32,8 +32,8 @@ def load(path, *, dtype: str = 'float32', batch_size: int = 32, pad_short: bool 
   Args:
     dtype: of the matrix products, 'float32' or 'bfloat16'.
     batch_size: chunks (of 6.08 s, for most models) that each device of this process handles at a time.
-    pad_short: whether recordings shorter than the model's crop are padded with silence to it, as in training. None: those
-      of models trained by this package are; those of the authors' files are not, as in their runtime.
+    pad_short: whether recordings shorter than the model's crop are padded with silence to it, as in training. None: for
+      models trained by this package; for the authors' files not, as in their runtime.
     overrides: values that a public file lacks or states wrongly: sample_rate, text_encoder (name or folder), fields of
       `M2DCLAP` such as input_size.
 
@@ -66,7 +66,7 @@ class Pipeline:
     self.logmel = LogMel.for_rate(weights.sample_rate)
     self.classes = weights.classes
     tables = weights.trees.get('tables', {})
-    variables = {'params': _inference_only(weights.nested('params'))}
+    variables = {'params': {name: tree for name, tree in weights.nested('params').items() if name != 'predictor'}}
     if 'pos_embed' in tables:
       variables['tables'] = {'pos_embed': np.asarray(tables['pos_embed'])}
     self._everywhere = jax.device_put(variables, sharding.replicated(self._mesh))
@@ -75,8 +75,8 @@ class Pipeline:
     frames = self.network.input_size[1]
     self._as_is = Chunker(self.logmel, frames=frames, patch=self.network.patch_size[1], columns=self.network.grid[1],
                           pad=self.network.norm_stats[0])
-    self._chunker = dataclasses.replace(
-        self._as_is, shortest=frames if (weights.pads_short if pad_short is None else pad_short) else 0)
+    shortest = weights.padded_to if pad_short is None else pad_short and (weights.padded_to or frames)
+    self._chunker = dataclasses.replace(self._as_is, shortest=shortest)
     self._pooled = jit_batches(functools.partial(inference.pooled, network=self.network), self._batch_size)
     self._columns = jit_batches(functools.partial(inference.columns, network=self.network), self._batch_size,
                                 static_argnames='layers')
@@ -287,10 +287,6 @@ def _stacked(features: list[np.ndarray], stamps: list[np.ndarray]):
   if len({len(each) for each in stamps}) == 1:
     return np.stack(features), np.stack(stamps)
   return features, stamps
-
-
-def _inference_only(params: dict) -> dict:
-  return {name: tree for name, tree in params.items() if name != 'predictor'}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

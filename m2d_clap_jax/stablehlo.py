@@ -22,7 +22,7 @@ from m2d_clap_jax.weights import Weights, family
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def embeddings(variables, waves, samples, *, network: M2DCLAP, logmel: LogMel, pad_short: bool = False) -> dict:
+def embeddings(variables, waves, samples, *, network: M2DCLAP, logmel: LogMel, shortest: int = 0) -> dict:
   """What `Pipeline` computes, for clips of any lengths: waves [B, S] of which samples, int [B], exist -> a dict.
 
   `embedding` [B, 5 * D] as of `embed`, and as far as the model has them `clap` [B, E] as of `encode_audio` and `logits`
@@ -30,7 +30,7 @@ def embeddings(variables, waves, samples, *, network: M2DCLAP, logmel: LogMel, p
   other, those of all clips side by side.
 
   Args:
-    pad_short: clips shorter than a crop are filled up with silence, as by `load`.
+    shortest: frames that shorter clips are first filled up to, with silence.
     waves: float32 at the model's rate, S a multiple of the hop; what lies beyond a clip's samples is ignored.
   """
   frames, patch, columns = network.input_size[1], network.patch_size[1], network.grid[1]
@@ -38,10 +38,10 @@ def embeddings(variables, waves, samples, *, network: M2DCLAP, logmel: LogMel, p
   count = (spectrum.shape[2] + frames - 1) // frames
   width = jax.core.min_dim(columns, (spectrum.shape[2] + patch - 1) // patch)  # short clips need not be filled up
   lengths = samples // logmel.hop + 1
-  if pad_short:
+  if shortest:
     width = columns
     spectrum = jnp.where(jnp.arange(spectrum.shape[2]) < lengths[:, None, None], spectrum, SILENCE)
-    lengths = jnp.maximum(lengths, frames)
+    lengths = jnp.maximum(lengths, shortest)
   spectrum = jnp.pad(spectrum, ((0, 0), (0, 0), (0, frames)), constant_values=SILENCE)
 
   def window(total, i):
@@ -91,7 +91,7 @@ def exported(weights: Weights) -> tuple[export.Exported, dict[str, np.ndarray]]:
 
   def program(parameters, waves, samples):
     variables = jax.tree.unflatten(structure, parameters)
-    return embeddings(variables, waves, samples, network=network, logmel=logmel, pad_short=weights.pads_short)
+    return embeddings(variables, waves, samples, network=network, logmel=logmel, shortest=weights.padded_to)
   most = most_frames(network)
   b, t = export.symbolic_shape('b, t', constraints=['t >= 1'] + ([f't <= {most - 1}'] if most else []))
   made = export.export(jax.jit(program), platforms=PLATFORMS)(

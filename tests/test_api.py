@@ -143,7 +143,7 @@ def test_a_crop_that_is_no_whole_number_of_patches_is_one_piece(music):
 
 @pytest.mark.parametrize('samples', [1, 8000, 15199, 15359, 20000])
 def test_short_clips_of_a_model_trained_here_are_padded_with_silence_as_in_its_training(music, samples):
-  weights = dataclasses.replace(tiny_weights(), step=10)
+  weights = dataclasses.replace(tiny_weights(), padded_to=96)
   model, wave = m2d_clap_jax.load(weights), music[:samples]
   means, audio = model.features(wave)
   frames = model.network.input_size[1]

@@ -92,6 +92,11 @@ def test_the_best_classifier_opens_elsewhere_and_has_the_score_reported(run, dat
   truth = [model.classes.index(list(CLASSES)[i % 3]) for i in range(60, 78)]
   reported = json.loads((run / 'run0' / 'result.json').read_text())['score']
   assert np.mean(logits.argmax(axis=1) == truth) == reported
+  short = soundfile.read(data / names[0])[0][:RATE // 8].astype(np.float32)
+  longer = np.pad(short, (0, round(0.4 * RATE) - len(short)))  # the training's seconds, by silence
+  np.testing.assert_allclose(model.logits(short, RATE), model.logits(longer, RATE), atol=0.05)
+  as_is = m2d_clap_jax.load(run / 'run0' / 'best', pad_short=False)
+  assert np.abs(as_is.logits(short, RATE) - model.logits(short, RATE)).max() > 0.1
   path = public.save_pth(weights.read(run / 'run0' / 'best'), tmp_path)
   assert np.abs(m2d_clap_jax.load(path, heads=2).logits([data / names[0]]) - logits[:1]).max() < 1e-6
 
@@ -188,14 +193,14 @@ def flags(config, plain):
 
 
 def test_killed_or_preempted_and_continued_it_ends_as_if_nothing_had_happened(data, tmp_path):
-  config = tiny_config(data, epochs=9, save_every=2, log_every=5, evals_every=3)
+  config = tiny_config(data, epochs=9, save_every=2, log_every=2, evals_every=3)
   config.data.seconds = 0.4  # of 0.5: crops are drawn
   config.augmentation.patchout = 0.5  # and counts of patches
   options = ['--config=configs/finetune.py:small', *flags(config, get_config('small'))]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   launched.run(*options, f'--workdir={whole}', env=ENVIRONMENT)
   history, codes = broken / 'run0' / 'metrics.jsonl', []
-  for step, sent in ((10, signal.SIGKILL), (15, signal.SIGTERM), (None, None)):
+  for step, sent in ((10, signal.SIGKILL), (14, signal.SIGTERM), (None, None)):
     process = launched.Main(*options, f'--workdir={broken}', env=ENVIRONMENT)
     if step:
       wait_for(process, lambda s=step: history.exists() and f'"step": {s}' in history.read_text())

@@ -52,9 +52,9 @@ def assert_equal(found, pipeline, clips, kinds):
     np.testing.assert_allclose(found[kind], value, rtol=0, atol=1e-4 * np.abs(value).max(), err_msg=kind)
 
 
-@pytest.mark.parametrize('step', [0, 10], ids=['short clips as they are', 'short clips padded'])
-def test_five_lengths_and_three_batch_sizes_are_equal_to_load(step, loaded):
-  weights = dataclasses.replace(tiny_weights(patch_size=(16, 16)), step=step)
+@pytest.mark.parametrize('frames', [0, 96, 90], ids=['short clips as they are', 'padded to a crop', 'padded to part of a patch'])
+def test_five_lengths_and_three_batch_sizes_are_equal_to_load(frames, loaded):
+  weights = dataclasses.replace(tiny_weights(patch_size=(16, 16)), padded_to=frames)
   pipeline, (about, model) = m2d_clap_jax.load(weights), loaded(weights)
   assert about['fingerprint'] == pipeline.fingerprint and about['platforms'] == ['cpu', 'cuda', 'tpu']
   for length, batch in itertools.product(LENGTHS, (1, 2, 5)):

@@ -10,7 +10,8 @@ from m2d_clap_jax.data.manifest import read_manifest
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.tables.reader import read_table
 from m2d_clap_jax.tables.text import read_text
-from m2d_clap_jax.tasks.metadata import open_task, read_metadata, read_names
+from m2d_clap_jax.tasks.metadata import open_task, read_metadata
+from m2d_clap_jax.tasks.names import read_names
 from tests.command_helpers import run
 from tests.prepare_helpers import RATE, noise
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from m2d_clap_jax.errors import UserError
-from m2d_clap_jax.tasks.metadata import check_all_have, check_classes, open_task, read_metadata, unnamed
+from m2d_clap_jax.tasks.metadata import check_all_have, check_classes, open_task, read_metadata
+from m2d_clap_jax.tasks.names import unnamed
 from m2d_clap_jax.tasks.table import PAPER, TASKS
 
 
@@ -162,11 +163,11 @@ def test_labels_of_one_fold_alone_are_told_and_kept(tmp_path):
 
 def test_names_of_audioset_stand_for_its_identifiers(tmp_path):
   root = write(tmp_path, 'file_name,label,split\na.wav,"/m/09x0r,/t/dd00003",train\nb.wav,/m/09x0r,test\n', 'as20k.csv')
-  assert unnamed(open_task('as20k', root)) == '/m/09x0r can be heard'
+  assert unnamed(open_task('as20k', root).captions) == '/m/09x0r can be heard'
   names = tmp_path / 'class_labels_indices.csv'
   names.write_text('index,mid,display_name\n0,/m/09x0r,Speech\n1,/t/dd00003,"Male singing, loud"\n')
   task = open_task('as20k', root, names=str(names))
-  assert task.names == ('Speech', 'Male singing, loud') and not unnamed(task)
+  assert task.names == ('Speech', 'Male singing, loud') and not unnamed(task.captions)
   assert task.captions == ('Speech can be heard', 'Male singing, loud can be heard')
   names.write_text('index,display_name\n0,Speech\n')
   with pytest.raises(UserError, match="has no column 'mid'"):

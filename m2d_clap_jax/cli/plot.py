@@ -102,6 +102,7 @@ def _attention(pipeline, files, folder, name: str) -> list:
 
 def _classes(pipeline, sounds, folder, name: str) -> list:
   """Draws the sounds of `sounds`/CLASS/ as a model represents them."""
+  from m2d_clap_jax.api import TEMPLATE
   from m2d_clap_jax.eval import class_plots
   from m2d_clap_jax.eval.metrics import zeroshot
   features, audio, owners = _features(pipeline, sounds)
@@ -117,7 +118,8 @@ def _classes(pipeline, sounds, folder, name: str) -> list:
     title = f'{title}, zero-shot'
     class_plots.draw_classes(folder, classes, np.eye(len(classes))[labels], found['similarity'], multi_label=False,
                              title=title, prefix=f'{name}_')
-    class_plots.similarity_map(found['class_similarity'], classes, classes, folder / f'{name}_similarity.png',
+    class_plots.similarity_map(found['class_similarity'], classes, [TEMPLATE.replace('{}', each) for each in classes],
+                               folder / f'{name}_similarity.png',
                                title=f'{name}: {class_plots.MEAN_COSINES}')
     written += [folder / f'{name}_{kind}.png' for kind in ('similarity', 'confusion', 'classes')]
   if not written:

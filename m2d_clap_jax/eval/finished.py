@@ -1,4 +1,5 @@
 """Evaluates a finished model on a task: linear, zero-shot and retrieval; results go to the workdir."""
+import functools
 import sys
 
 import numpy as np
@@ -11,7 +12,9 @@ from m2d_clap_jax.eval.metrics import normalise, zeroshot
 from m2d_clap_jax.options import bind
 from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.tasks.clips import Features, extract, missing_files, refuse_damaged, summary
-from m2d_clap_jax.tasks.metadata import Task, check_all_have, check_classes, open_task, unnamed
+from m2d_clap_jax.tasks.metadata import Task, check_all_have, check_classes, open_task
+from m2d_clap_jax.tasks.names import unnamed
+from m2d_clap_jax.tasks.table import TASKS
 from m2d_clap_jax.workdir import own_workdir
 
 
@@ -33,14 +36,16 @@ def evaluate(workdir: str, *, job: str, task: str, init: str, data: dict, seed: 
   function = bind(KINDS[job], protocol, 'config.protocol', given=('opened', 'extracted', 'pipeline', 'seed', 'folder'))
   data = dict(data)
   damaged = data.pop('damaged', 'fail')
-  opened = bind(open_data, data, 'config.data', given=('task', 'whole', 'tests'))(
-      task, whole=job == 'retrieval', tests=job != 'linear')
+  load = functools.cache(lambda: api.load(init, **{key: value for key, value in model.items() if value}))
+  needed = not data.get('seconds') and task not in TASKS and job != 'retrieval'
+  opened = bind(open_data, data, 'config.data', given=('task', 'whole', 'tests', 'crop'))(
+      task, whole=job == 'retrieval', tests=job != 'linear', crop=load().weights.crop_seconds if needed else None)
   if job != 'linear':  # training clips only contribute classes
     opened = opened.restrict({clip.file for clip in test_clips(opened)})
   check(job, opened)
   with own_workdir(workdir) as folder:
     refuse_damaged(opened, missing_files(opened), folder, damaged)
-    pipeline = api.load(init, **{key: value for key, value in model.items() if value})
+    pipeline = load()
     report.refuse_other(folder, pipeline.fingerprint)
     if job != 'linear' and pipeline.network.text_width is None:
       raise UserError(f'{pipeline.weights.source}: has no CLAP head, which {job} needs; linear evaluation does not')
@@ -66,8 +71,8 @@ def check(job: str, opened: Task) -> str:
   if not test_clips(opened):
     raise UserError(f'{opened.name}: has no test clips')
   check_all_have(opened, 'captions' if job == 'retrieval' else 'labels')
-  if job == 'zeroshot' and unnamed(opened):
-    raise UserError(f'{opened.name}: {unnamed(opened)!r} is not a caption: give config.data.names=FILE, AudioSet\'s '
+  if job == 'zeroshot' and unnamed(opened.captions):
+    raise UserError(f'{opened.name}: {unnamed(opened.captions)!r} is not a caption: give config.data.names=FILE, AudioSet\'s '
                     'class_labels_indices.csv, for the names of its labels')
   return ''
 
@@ -78,9 +83,10 @@ def test_clips(opened: Task) -> list:
 
 
 def open_data(task: str, *, root: str, csv: str | None = None, columns: str = '', seconds: float | None = None,
-              template: str | None = None, names: str | None = None, whole: bool, tests: bool) -> Task:
+              template: str | None = None, names: str | None = None, whole: bool, tests: bool,
+              crop: float | None = None) -> Task:
   return open_task(task, root, csv or None, columns=columns, seconds=seconds, template=template, names=names or None,
-                   whole=whole, tests=tests)
+                   whole=whole, tests=tests, crop=crop)
 
 
 def linear(opened: Task, extracted: Features, pipeline, seed: int, folder, *, protocol: Protocol) -> dict:

@@ -26,7 +26,8 @@ _SCORE = re.compile(r'/(accuracy|mAP|R@1)$')
 # Panels of `loss_curves`: (title, pattern, log scale). A curve goes to the first panel whose pattern matches its name.
 _PANELS = (
   ('Loss', r'loss', False),
-  ('Norms', r'norm', True),
+  ('Gradient norm', r'grad_norm', True),
+  ('Parameter norm', r'param_norm', False),
   ('Retrieval in the batch', r'retrieval', False),
   ('Evaluation', _SCORE.pattern, False),
   ('Learning rate', r'learning_rate|\blr\b', False),

@@ -72,22 +72,19 @@ def tables(results: list[dict]) -> str:
 
 
 def score_table(results: list[dict]) -> str:
-  """A Markdown table of scores, a row each beside the paper's; with several of the paper's tasks also their mean."""
-  lines = ['| task | model | metric | this run, % | 95% CI | chance, % | paper, % | difference |',
-           '|---|---|---|---|---|---|---|---|']
+  """A Markdown table of scores, a row each, of the paper's tasks beside its score; with several of them also their mean."""
+  known = [result for result in results if result.get('paper') is not None]
+  rows = [['task', 'model', 'metric', 'this run, %', '95% CI', 'chance, %', 'paper, %', 'difference'], ['---'] * 8]
   for result in results:
     paper = result.get('paper')
-    lines.append('| ' + ' | '.join([
-        result['task'], _model(result), result['metric'], _percent(result['score']),
-        f'± {_percent(result["interval"])}' if result.get('interval') is not None else '',
-        _percent(result.get('chance')), _percent(paper),
-        f'{100 * (result["score"] - paper):+.1f}' if paper is not None else '']) + ' |')
-  known = [result for result in results if result.get('paper') is not None]
+    rows.append([result['task'], _model(result), result['metric'], _percent(result['score']),
+                 f'± {_percent(result["interval"])}' if result.get('interval') is not None else '',
+                 _percent(result.get('chance')), _percent(paper),
+                 f'{100 * (result["score"] - paper):+.1f}' if paper is not None else ''])
   if len(known) > 1:
     ours, theirs = (sum(result[key] for result in known) / len(known) for key in ('score', 'paper'))
-    lines.append(f'| mean of these {len(known)} | | | {_percent(ours)} | | | {_percent(theirs)} | '
-                 f'{100 * (ours - theirs):+.1f} |')
-  return '\n'.join(lines)
+    rows.append([f'mean of these {len(known)}', '', '', _percent(ours), '', '', _percent(theirs), f'{100 * (ours - theirs):+.1f}'])
+  return '\n'.join(f'| {" | ".join(row if known else row[:-2])} |' for row in rows)
 
 
 def retrieval_table(results: list[dict]) -> str:

@@ -15,8 +15,8 @@ from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.paths import as_path, is_remote, stamps
 from m2d_clap_jax.tables.entries import OUTSIDE, Contents, Entry, parse_columns, read_entries
 from m2d_clap_jax.tables.published import Absent, read_published
-from m2d_clap_jax.tables.reader import read_table
 from m2d_clap_jax.tasks.division import drawn_tests
+from m2d_clap_jax.tasks.names import captions_of, read_names
 from m2d_clap_jax.tasks.table import PUBLISHED, TASKS, Settings
 
 SPLITS = ('train', 'valid', 'test')
@@ -81,7 +81,8 @@ class Task:
 
 
 def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str = '', seconds: float | None = None,
-              template: str | None = None, names: str | None = None, whole: bool = False, tests: bool = False) -> Task:
+              crop: float | None = None, template: str | None = None, names: str | None = None, whole: bool = False,
+              tests: bool = False) -> Task:
   """Reads a task's metadata; the audio itself is not opened.
 
   Args:
@@ -90,7 +91,7 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str
     csv_file: metadata; None looks for ROOT/NAME.csv and ROOT/../../evar/metadata/NAME.csv, as in an EVAR work folder, and
       then whether ROOT is the data set as its makers publish it.
     columns: names of the metadata's columns as in 'file_name:filename,label:category', where they are not ours.
-    seconds: length of a clip; needed for tasks that the table does not have, unless whole.
+    seconds: length of a clip; for tasks that the table does not have `crop`, that of the model, if it is left out.
     template: how a label becomes a zero-shot caption.
     names: CSV of display names for labels that are AudioSet's machine identifiers, with its columns mid, display_name.
     whole: clips are neither cut nor padded, as retrieval has it.
@@ -103,8 +104,11 @@ def open_task(name: str, root: str, csv_file: str | None = None, *, columns: str
   if whole and seconds is not None:
     raise UserError(f'config.data.seconds={seconds}: retrieval is of whole clips; leave it out')
   if settings is None and seconds is None and not whole:
-    raise UserError(f'config.task={name}: is none of {", ".join(TASKS)}; for a task of your own also give '
-                    'config.data.seconds, the length of its clips')
+    if not crop:
+      raise UserError(f'config.task={name}: is none of {", ".join(TASKS)}; for a task of your own also give '
+                      'config.data.seconds, the length of its clips')
+    print(f'config.data.seconds={crop:g}: clips are as long as those that the model was trained on', file=sys.stderr)
+    seconds = crop
   settings = settings or Settings(seconds, None)
   root = os.fspath(as_path(root))
   path = csv_file or _find(name, root)
@@ -164,40 +168,6 @@ def check_all_have(task: Task, kind: str):
   if without:
     raise UserError(f'{task.name}: {len(without)} of {len(task.clips)} clips have no {kind}, such as {without[0]}: '
                     'complete or delete their rows')
-
-
-def captions_of(classes, settings: Settings, template: str | None = None,
-                names: dict[str, str] | None = None) -> tuple[str, ...]:
-  """Zero-shot captions: a template of the caller's for the labels, else the table's for what is heard; in both '_'
-  becomes a space."""
-  names = names or {}
-
-  def caption(label):
-    name = names.get(label, label.replace('_', ' '))
-    if template:
-      return template.replace('{}', name)
-    return settings.template.replace('{}', settings.heard.get(label, name))
-  return tuple(caption(label) for label in classes)
-
-
-def unnamed(task: Task) -> str:
-  """The first caption that holds an identifier of AudioSet's ('/m/09x0r') in place of a name, else ''."""
-  return next((caption for caption in task.captions if re.search(r'/[mtg]/\w+', caption)), '')
-
-
-def read_names(path: str) -> dict[str, str]:
-  """AudioSet's class_labels_indices.csv -> {mid: display_name}."""
-  table = read_table(path, 'mid', ['display_name'])
-  for column in ('mid', 'display_name'):
-    if column not in table.columns:
-      raise UserError(f'config.data.names={path}: has no column {column!r}, which AudioSet\'s class_labels_indices.csv has')
-  names: dict[str, str] = {}
-  for row in table.rows:
-    mid, name = (str(row.fields.get(column, '')).strip() for column in ('mid', 'display_name'))
-    problem = row.reason or ('' if mid and name else 'mid or display_name is empty')
-    if problem or names.setdefault(mid, name) != name:
-      raise UserError(f'config.data.names={path} {row.where}: {problem or f"{mid} was {names[mid]} above"}: correct it')
-  return names
 
 
 def read_metadata(path: str, root: str = '.', columns: str = '', *, parts: bool = True) -> list[Clip]:

@@ -115,8 +115,9 @@ def _download(name, files):
     _config_values(fetch(['config.json']))  # before gigabytes of what is no BERT
     return fetch(files)
   except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
-    raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub '
-                    f'({_first_line(error)}); check the name and the network, or give a folder or \'minilm\'') from None
+    reason = 'it does not answer' if huggingface.is_silent() else _first_line(error)
+    raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub ({reason}); '
+                    "check the name and the network, or give a folder or 'minilm'") from None
 
 
 def _read_config(folder, config_class):

@@ -50,8 +50,7 @@ class Checkpoints:
     at_least_one('config.checkpoints', keep=keep, keep_every=1 if keep_every is None else keep_every)
     self.folder = _folder(workdir)
     self._step: int | None = None  # of the last save
-    _report_once()
-    _write_whole_arrays()
+    _set_up_orbax()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
@@ -149,17 +148,14 @@ def _refused_by_disk(error: BaseException | None) -> bool:
   return False
 
 
-def _report_once():
-  """Keeps what fails in threads of orbax and TensorStore, and is raised by `Checkpoints`, off the terminal."""
+def _set_up_orbax():
+  """Keeps what fails in its threads, and is raised by `Checkpoints`, off the terminal; writes arrays whole."""
   logging.getLogger('absl').addFilter(_not_of_orbax)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _not_of_closed_loops
-
-
-def _write_whole_arrays():
-  """Where one process writes all, orbax would still cut each array for its devices, by a program for each shape."""
-  handlers = ocp.type_handlers
-  handlers.register_type_handler(jax.Array, handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1), override=True)
+  several = jax.process_count() > 1  # else orbax would still cut arrays for the devices, by a program for each shape
+  ocp.type_handlers.register_type_handler(
+      jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=several), override=True)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

@@ -211,7 +211,7 @@ class FineTuning:
       whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))((state.params, state.stats))
       return classifier_weights(self.classifier, *jax.device_get(whole), table=self.table,
                                 sample_rate=self.inputs.logmel.sample_rate, classes=self.data.task.classes,
-                                source=str(log.workdir), step=step)
+                                source=str(log.workdir), step=step, padded_to=self.inputs.shortest(self.data.waves.samples))
     best.offer(score, epoch, make)
     log.note(f'epoch {epoch}: {where} {metric} {100 * score:.2f}%, best {100 * best.result["score"]:.2f}% '
              f'(epoch {best.result["epoch"]})')

@@ -50,6 +50,10 @@ class Inputs:
     bins, frames = self.size(samples)
     return bins // self.patch[0], frames // self.patch[1]
 
+  def shortest(self, samples: int) -> int:
+    """The frames that silence fills up short clips to; 0 where something else does."""
+    return 0 if self.zero_padded else self.logmel.num_frames(samples)
+
   def logmels(self, waves: jax.Array, lengths: jax.Array) -> jax.Array:
     """int16 [B, S], `lengths` [B] samples of clips followed by silence -> log-mels [B, F, T]."""
     x = waves.astype(jnp.float32) / SCALE

@@ -64,7 +64,8 @@ def open_data(workdir, task: str, weights: Weights | None, *, beat: Callable[[st
   task's seconds; the others, which are cropped anew each epoch, are kept whole up to LONGEST. `beat` is called with a
   description for each decoded recording.
   """
-  opened = open_task(task, root, csv or None, columns=columns, seconds=seconds)
+  opened = open_task(task, root, csv or None, columns=columns, seconds=seconds,
+                     crop=weights.crop_seconds if weights else None)
   check_classes(opened)
   refuse_damaged(opened, missing_files(opened), workdir, damaged)
   rate = weights.sample_rate if weights else sample_rate

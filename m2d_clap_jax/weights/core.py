@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from m2d_clap_jax.audio import LogMel
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.m2d_clap import LOGIT_SCALE_INIT, SIZES
@@ -45,6 +46,8 @@ class Weights:
   text, text_prefix: tensors of a text encoder that the source contains, and the prefix of their names in files.
   source: origin of the weights, for messages.
   step: number of updates made by a run of this package.
+  padded_to: frames that shorter clips were padded to with silence in training; 0 where the source does not tell. The authors'
+    data were padded, too, but their runtime does not pad, and their files follow it.
   """
   model: dict[str, Any]
   trees: Trees
@@ -56,6 +59,7 @@ class Weights:
   text_prefix: str = TEXT_PREFIX
   source: str = ''
   step: int = 0
+  padded_to: int = 0
 
   def network(self, dtype: str = 'float32') -> M2DCLAP:
     return bind(M2DCLAP, self.model | {'dtype': dtype}, self.source)()
@@ -72,10 +76,10 @@ class Weights:
     return has_predictor and (self.model.get('predict') == 'pixels' or 'target' in self.trees)
 
   @property
-  def pads_short(self) -> bool:
-    """Whether recordings shorter than the model's crop were padded with silence to it in training, as all trainings of this
-    package do. The authors' data were prepared so, too, but their runtime does not pad, and their files follow it."""
-    return self.step > 0
+  def crop_seconds(self) -> float:
+    """The longest clip that is one crop of the model."""
+    logmel = LogMel.for_rate(self.sample_rate)
+    return ((self.padded_to or self.network().input_size[1]) - 1) * logmel.hop / self.sample_rate
 
   @property
   def default_logit_scale(self) -> bool:

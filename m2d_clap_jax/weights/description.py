@@ -24,7 +24,8 @@ _ENCODER = {'name': text(), 'hash': Nullable(text()), 'width': Nullable(whole(1,
 # config.json of a portable folder.
 CONFIG = {'model': MODEL, 'sample_rate': _SAMPLE_RATE,
           'text_encoder': Nullable(_ENCODER | {'pooling': text(('mean', 'cls', 'eos'))}), 'text_prefix': text(),
-          'classes': Nullable([text()]), 'labels': Optional([text()]), 'step': whole(), 'tensors_checksum': Optional(text())}
+          'classes': Nullable([text()]), 'labels': Optional([text()]), 'step': whole(), 'padded_to': Optional(whole(0, 1_000_000)),
+          'tensors_checksum': Optional(text())}
 # The JSON data of a checkpoint of pre-training or a later stage, whose model is not all in its settings.
 RUN = {'settings': {'model': MODEL | {'norm_stats': Optional(Nullable(_NORM_STATS))}}, 'norm_stats': _NORM_STATS,
        'model': Optional(MODEL), 'text_encoder': Nullable(_ENCODER), 'logmel': {'sample_rate': _SAMPLE_RATE},

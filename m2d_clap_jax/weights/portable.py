@@ -42,7 +42,8 @@ def save_portable(weights: Weights, folder):
     _save_tokenizer(weights.text_encoder['name'], folder / TEXT)
   config = {'m2d_clap_jax': FORMAT, 'model': weights.model, 'sample_rate': weights.sample_rate,
             'text_encoder': weights.text_encoder, 'text_prefix': weights.text_prefix,
-            'classes': weights.classes, 'labels': list(weights.labels), 'step': weights.step, 'tensors_checksum': sums[0]}
+            'classes': weights.classes, 'labels': list(weights.labels), 'step': weights.step, 'padded_to': weights.padded_to,
+            'tensors_checksum': sums[0]}
   _write_text(folder / CONFIG, json.dumps(fields.sealed(config), indent=2) + '\n')
   return folder
 
@@ -104,7 +105,7 @@ def read_portable(folder, overrides) -> Weights:
       model=_lists_to_tuples(config['model']), trees=trees, sample_rate=config['sample_rate'],
       text_encoder=config['text_encoder'], classes=config['classes'] and tuple(config['classes']),
       labels=tuple(config.get('labels', ())), text=text,
-      text_prefix=prefix, source=str(folder), step=config['step'])
+      text_prefix=prefix, source=str(folder), step=config['step'], padded_to=config.get('padded_to', 0))
   if text and (folder / TEXT / CONFIG).is_file():
     weights = overridden(weights, {'text_encoder': folder / TEXT})
   weights = overridden(weights, overrides)

@@ -4,6 +4,7 @@ from flax import traverse_util
 
 from m2d_clap_jax import fields
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.classifier import Classifier
 from m2d_clap_jax.models.m2d_clap import HOW
 from m2d_clap_jax.paths import is_remote
@@ -34,6 +35,7 @@ def read_run(workdir) -> Weights:
            if leaves}
   weights = Weights(model=model, trees=trees, sample_rate=meta['logmel']['sample_rate'], text=to_torch(text),
                     text_encoder=encoder and {'pooling': _pooling(encoder), **encoder}, source=str(workdir), step=step,
+                    padded_to=model.get('input_size', M2DCLAP.input_size)[1],
                     labels=tuple(meta.get('data', {}).get('labels', ())))
   check(weights)
   return weights
@@ -45,7 +47,7 @@ def _pooling(encoder: dict) -> str:
 
 
 def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarray, sample_rate: int,
-                       classes: tuple[str, ...], source: str = '', step: int = 0) -> Weights:
+                       classes: tuple[str, ...], source: str = '', step: int = 0, padded_to: int = 0) -> Weights:
   """A trained classifier as Weights with a head. params, stats: 'params' and 'batch_stats'; table [1, 1 + N, D]."""
   network = classifier.pretrained
   names = ('input_size', 'patch_size', 'width', 'depth', 'heads', 'norm_stats', 'predict')
@@ -53,7 +55,7 @@ def classifier_weights(classifier: Classifier, params, stats, *, table: np.ndarr
            'tables': {'pos_embed': table}}
   flat = {tree: _flat(leaves) for tree, leaves in trees.items()}
   return Weights(model={name: getattr(network, name) for name in names} | {'text_width': None}, trees=flat,
-                 sample_rate=sample_rate, classes=tuple(classes), source=source, step=step)
+                 sample_rate=sample_rate, classes=tuple(classes), source=source, step=step, padded_to=padded_to)
 
 
 def classifier_variables(weights: Weights) -> tuple[dict, dict, dict]:
