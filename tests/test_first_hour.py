@@ -204,6 +204,15 @@ def test_a_configuration_outside_the_checkout_builds_on_ours_and_is_shown_whole(
   assert wrong.stderr == 'error: --config: there is no setting bach_size; did you mean batch_size?\n'
 
 
+@pytest.mark.parametrize('option,message', [
+    ('optim.learning_rate=1', '--config: there is no setting learning_rate; did you mean config.schedule.base_learning_rate?'),
+    ('steps=1e3', "--config.steps=1e3: '1e3' is no whole number"),
+    ('schedule.base_learning_rate=x', "--config.schedule.base_learning_rate=x: 'x' is no number")])
+def test_a_wrong_setting_is_said_in_one_line_with_what_may_have_been_meant(option, message):
+  done = main_py('--config=configs/pretrain.py:small_2s', f'--config.{option}')
+  assert (done.returncode, done.stderr) == (2, f'error: {message}\n')
+
+
 def test_a_dry_run_opens_data_and_model_and_trains_nothing(data, tmp_path, capsys, one_device):  # noqa: F811
   config = tiny_config(data)
   pretrain.run(config, str(tmp_path / 'run'), dry_run=True)

@@ -2,6 +2,7 @@
 import importlib
 import os
 import re
+import runpy
 import sys
 import traceback
 
@@ -111,9 +112,23 @@ def parse(argv):
     lines_of_file = [line for name, line in places if config_file() and os.path.abspath(name) == os.path.abspath(config_file())]
     unknown = re.match(r"'?(\w+)'?(?:$|; Did you mean .(\w+))", message)
     if unknown and not lines_of_file and isinstance(error, AttributeError | KeyError):
-      hint = f'; did you mean {unknown[2]}?' if unknown[2] else '; --config.print=True shows all'
+      meant = [unknown[2]] if unknown[2] else elsewhere(unknown[1])
+      hint = f'; did you mean {" or ".join(meant)}?' if meant else '; --config.print=True shows all'
       raise UserError(f'--config: there is no setting {unknown[1]}{hint}') from error
+    message = re.sub(r'^flag (\S+: )invalid literal for int\(\) with base 10: (.*)', r'\1\2 is no whole number', message)
+    message = re.sub(r'^flag (\S+: )could not convert string to float: (.*)', r'\1\2 is no number', message)
     raise UserError((f'{config_file()} line {lines_of_file[-1]}: ' if lines_of_file else '') + message) from error
+
+
+def elsewhere(key: str) -> list[str]:
+  """The settings of the named configuration, 'config.GROUP.KEY', whose names contain this one."""
+  try:
+    variant = next(word for word in sys.argv if word.startswith('--config=')).partition(':')[2]
+    config = runpy.run_path(config_file())['get_config'](*[variant] * bool(variant)).to_dict()
+  except Exception:  # a file of the user's, of which the first error is reported
+    return []
+  return [f'config.{group}.{name}' for group, values in config.items() if isinstance(values, dict) for name in values
+          if key in name]
 
 
 def located(argv: list[str]) -> list[str]:
