@@ -54,7 +54,7 @@ class Pipeline:
   means the model's.
 
   Attributes: network (M2DCLAP), variables (its Flax variables), logmel, sample_rate, weights, fingerprint, classes (of
-  a fine-tuned head, or None).
+  a fine-tuned head, or None), padded_to (frames that shorter recordings are padded to, or 0).
   """
 
   def __init__(self, weights: Weights, *, dtype: str = 'float32', batch_size: int = 32,
@@ -75,8 +75,8 @@ class Pipeline:
     frames = self.network.input_size[1]
     self._as_is = Chunker(self.logmel, frames=frames, patch=self.network.patch_size[1], columns=self.network.grid[1],
                           pad=self.network.norm_stats[0])
-    shortest = weights.padded_to if pad_short is None else pad_short and (weights.padded_to or frames)
-    self._chunker = dataclasses.replace(self._as_is, shortest=shortest)
+    self.padded_to = weights.padded_to if pad_short is None else pad_short and (weights.padded_to or frames)
+    self._chunker = dataclasses.replace(self._as_is, shortest=self.padded_to)
     self._pooled = jit_batches(functools.partial(inference.pooled, network=self.network), self._batch_size)
     self._columns = jit_batches(functools.partial(inference.columns, network=self.network), self._batch_size,
                                 static_argnames='layers')

@@ -160,7 +160,8 @@ def _check_finite(row: list, files: list[str]):
 
 
 def _key(model, task: Task, seed: int) -> str:
-  digest = hashlib.sha256(json.dumps([model.fingerprint, model.sample_rate, task.seconds, seed]).encode())
+  digest = hashlib.sha256(json.dumps(
+      [model.fingerprint, model.sample_rate, task.seconds, seed, *filter(None, [model.padded_to])]).encode())
   for clip in task.clips:
     part = clip.split if clip.split in ('train', 'valid') else ''
     digest.update(json.dumps([clip.file, part, task.stamps.get(clip.file)]).encode())

@@ -109,13 +109,15 @@ def _fetch(name, files):
 def _download(name, files):
   from huggingface_hub import snapshot_download
 
+  silent = huggingface.is_silent()
+
   def fetch(patterns):
-    return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=huggingface.is_silent()))
+    return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=silent))
   try:
     _config_values(fetch(['config.json']))  # before gigabytes of what is no BERT
     return fetch(files)
   except (OSError, ValueError) as error:  # no network, no such repository, no permission, a full disk
-    reason = 'it does not answer' if huggingface.is_silent() else _first_line(error)
+    reason = 'it is not asked, or does not answer' if silent else _first_line(error)
     raise UserError(f'text_encoder={name!r}: not a local folder, and not to be had from the Hugging Face hub ({reason}); '
                     "check the name and the network, or give a folder or 'minilm'") from None
 
