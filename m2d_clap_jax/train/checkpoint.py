@@ -38,8 +38,7 @@ class DamagedError(Exception):
 class Checkpoints:
   """The checkpoints of a run in WORKDIR/checkpoints.
 
-  A checkpoint appears under its final name only when it is complete, so a run killed during a save falls back to the
-  one before.
+  A checkpoint appears under its final name only when it is complete: a run killed during a save falls back to the one before.
 
   Args:
     keep: how many of the newest to keep.
@@ -153,12 +152,12 @@ def _set_up_orbax():
   logging.getLogger('absl').addFilter(_not_of_orbax)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _not_of_closed_loops
-  several = jax.process_count() > 1  # else orbax would still cut arrays for the devices, by a program for each shape
-  ocp.type_handlers.register_type_handler(
-      jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=several), override=True)
+  handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)  # else a program for each shape
+  with quiet('absl'):
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
+def _not_of_orbax(record) -> bool:
   return record.levelno < logging.ERROR or 'orbax' not in record.pathname
 
 
