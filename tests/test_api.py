@@ -158,10 +158,14 @@ def test_short_clips_of_a_model_trained_here_are_padded_with_silence_as_in_its_t
   np.testing.assert_array_equal(m2d_clap_jax.load(tiny_weights(), pad_short=True).embed(wave), means)
 
 
-def test_odd_lengths_do_not_compile_again(model, music):
+def test_odd_lengths_do_not_compile_again(model, music, request):
   model.embed([music[:n] for n in (1, 3000, 6000, 10000, 14000)])
   events = []
-  jax.monitoring.register_event_duration_secs_listener(lambda name, seconds, **_: events.append(name))
+
+  def listen(name, seconds, **_):
+    events.append(name)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(listen))
   for n in range(1000, 15000, 1301):
     model.embed(music[:n])
   assert not [name for name in events if 'compile' in name]

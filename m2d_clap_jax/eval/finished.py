@@ -85,6 +85,7 @@ def test_clips(opened: Task) -> list:
 def open_data(task: str, *, root: str, csv: str | None = None, columns: str = '', seconds: float | None = None,
               template: str | None = None, names: str | None = None, whole: bool, tests: bool,
               crop: float | None = None) -> Task:
+  """`config.data` -> the task, as by `open_task`, in which an empty text means that nothing is given. Raises UserError."""
   return open_task(task, root, csv or None, columns=columns, seconds=seconds, template=template, names=names or None,
                    whole=whole, tests=tests, crop=crop)
 

@@ -165,6 +165,7 @@ def line_of_key(error: UserError) -> str:
 
 
 def main():
+  """Runs the command and exits: 2 after a user's mistake, in one line, else with the codes of `train.faults`."""
   for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # for --help
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   try:

@@ -51,6 +51,7 @@ class Data(NamedTuple):
 
 
 def note(text: str):
+  """A line on stderr, by the first process."""
   if jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)
 
@@ -161,6 +162,7 @@ def make_classifier(options: dict, data: Data, rate: int, weights: Weights | Non
 
 
 def count_parameters(classifier: Classifier) -> int:
+  """The number of values that are trained; nothing is computed."""
   shapes = jax.eval_shape(classifier.init, jax.random.key(0), jnp.zeros((1, *classifier.pretrained.input_size)))
   return sharding.count_elements(shapes['params'])
 
@@ -187,6 +189,7 @@ def optimizer_of(options: dict):
 
 
 def make_augmentation(options: dict) -> Augmentation:
+  """`config.augmentation` -> Augmentation; UserError for a key or value that it does not have."""
   made = bind(Augmentation, options, 'config.augmentation')()
   if made.mixup_on not in ('waves', 'logmel'):
     raise UserError(f"config.augmentation.mixup_on={made.mixup_on!r}: unknown; known: waves, logmel")
