@@ -226,7 +226,7 @@ def _listed(names, most: int = 8) -> str:
 
 
 def overridden(weights: Weights, overrides: Mapping) -> Weights:
-  """The weights with a caller's values in place of their own, as `weights.read` takes them; UserError for unknown ones."""
+  """The weights with a caller's values in place of their own, as `weights.read` takes them; `network` reports unknown ones."""
   overrides = dict(overrides)
   sample_rate = overrides.pop('sample_rate', None) or weights.sample_rate
   name = overrides.pop('text_encoder', None)
