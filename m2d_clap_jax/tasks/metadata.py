@@ -1,7 +1,7 @@
 """Labelled clips to evaluate on: a metadata CSV and a folder of audio, with splits or folds, or a published data set.
 
 The CSV has `file_name`, `label`, and either `split` (train, valid or val, test) or `fold` (a number), as EVAR writes
-them, or neither. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption; `label` is optional then.
+them, or neither. A comma separates the labels of a clip. For retrieval it has `caption`, one row a caption, and needs no `label`.
 """
 import dataclasses
 import functools
