@@ -1,11 +1,14 @@
 """Settings that must be in place before JAX starts (processes that tests start inherit them), and the closing report."""
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 
 import filelock
 import pytest
+
+from m2d_clap_jax.startup import collect_rarely
 
 # Tests compile far more than they compute: no optimization, no fusion emitters (a third of the compilation time without
 # them), and not oneDNN's products, with which programs cannot be cached (test_processor.py).
@@ -50,6 +53,8 @@ def data(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
+  collect_rarely()
+  gc.freeze()  # what has been imported stays
   rank = {name: i for i, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 

@@ -5,6 +5,7 @@ A server that has imported them, started with the first of these processes, fork
 starts for each kind of job.
 """
 import atexit
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -31,6 +32,7 @@ def _run(options: list[str], environment: dict[str, str], error: str):
   os.chdir(ROOT)
   os.environ.clear()
   os.environ.update(environment)
+  gc.freeze()  # nothing of the server's is ever free
   import jax  # has read its variables already, in the server
   for name, value in environment.items():
     if name.startswith('JAX_') and hasattr(jax.config, name.lower()):

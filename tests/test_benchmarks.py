@@ -17,8 +17,8 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.train.step import create_state
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = ['--size', 'small_2s', '--model', 'width=48', 'depth=1', 'predictor_width=48', 'predictor_depth=1',
-        'input_size=80,64', '--batch', '2', '--steps', '1', '--matmul', '64']
+TINY_MODEL = ['width=48', 'depth=1', 'predictor_width=48', 'predictor_depth=1', 'input_size=80,64']
+TINY = ['--size', 'small_2s', '--model', *TINY_MODEL, '--batch', '2', '--steps', '1', '--matmul', '64']
 
 
 def test_the_arithmetic_of_a_base_sample_is_84_7_gflop():
@@ -132,7 +132,7 @@ def test_costs_grow_with_batch_and_clip_length(tmp_path):
 def test_the_time_to_the_first_update_is_that_of_a_real_run(tmp_path):
   loader.write_records(tmp_path, 8)
   seconds = compile.start_seconds('small_2s', 8, 'float32', str(tmp_path), loader.WIDTH, str(tmp_path / 'cache'),
-                                  str(tmp_path / 'run'), '--config.model.depth=1', '--config.model.predictor_depth=1')
+                                  str(tmp_path / 'run'), *(f'--config.model.{each}' for each in TINY_MODEL))
   assert json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 1 and seconds > 0
   assert any((tmp_path / 'cache').iterdir())
 

@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from m2d_clap_jax.tasks import clips
 from m2d_clap_jax.tasks.metadata import open_task
 from m2d_clap_jax.train import task_data
 from tests.command_helpers import run, save_model
+from tests.decoders import AWKWARD
 from tests.prepare_helpers import corpus, noise
 from tests.small_model import tiny_weights
 
@@ -25,42 +25,6 @@ def test_without_a_list_of_its_cores_a_process_counts_those_of_the_machine(monke
   monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
   with Pool(pools.STREAM) as pool:
     assert len(pool._workers) == os.cpu_count()
-
-
-AWKWARD = ('segfault.wav', 'once.wav', 'exit.wav', 'loop.wav')
-
-
-def stream(path, *arguments):
-  """`decode.stream` with a decoder that crashes over some files: always, or the first time only (memory was short)."""
-  name = os.path.basename(path)
-  for block in decode.stream(path, *arguments):
-    for half in np.array_split(block, 2):
-      yield half
-      if name == 'segfault.wav':
-        os.kill(os.getpid(), 11)
-      if name == 'once.wav' and not os.path.exists(f'{path}.tried'):
-        open(f'{path}.tried', 'w').close()
-        os.kill(os.getpid(), 9)
-      if name == 'exit.wav':
-        os._exit(3)
-      if name == 'loop.wav':
-        time.sleep(3600)
-
-
-def logmel(path, *arguments):
-  """`worker.from_audio` with that decoder."""
-  list(stream(path, 16000))
-  yield from worker.from_audio(path, *arguments)
-
-
-def echo(name):
-  """Late answers for early questions."""
-  value = int(name)
-  time.sleep(0.02 if value % 3 == 0 else 0)
-  print('noise on stdout')
-  if value % 5 == 0:
-    raise KeyError('five')
-  yield name
 
 
 @pytest.fixture
@@ -74,7 +38,7 @@ def awkward(tmp_path, monkeypatch):
 
 
 def test_answers_keep_their_order_and_exceptions_become_reasons():
-  with Pool('tests.test_pool:echo', 3) as pool:
+  with Pool('tests.decoders:echo', 3) as pool:
     answers = list(pool.map((str(i),) for i in range(40)))
   assert answers == [(False, "KeyError: 'five'") if i % 5 == 0 else (True, str(i)) for i in range(40)]
 
@@ -82,7 +46,7 @@ def test_answers_keep_their_order_and_exceptions_become_reasons():
 def test_a_file_that_kills_its_decoder_or_never_ends_is_rejected_and_nothing_else_is(awkward, tmp_path, monkeypatch):
   with open(awkward / 'manifest.csv', 'a') as f:
     f.writelines(f'{name},x,y\n' for name in AWKWARD)
-  monkeypatch.setattr(worker, 'AUDIO', 'tests.test_pool:logmel')
+  monkeypatch.setattr(worker, 'AUDIO', 'tests.decoders:logmel')
   meta = prepare.prepare(awkward / 'manifest.csv', awkward, tmp_path / 'out', text_encoder=None, workers=2)
   assert (meta['splits']['train']['clips'], meta['splits']['train']['rejected']) == (5, 3)
   rejected = (tmp_path / 'out/rejected.csv').read_text()
@@ -91,7 +55,7 @@ def test_a_file_that_kills_its_decoder_or_never_ends_is_rejected_and_nothing_els
 
 
 def test_embed_leaves_out_a_file_that_kills_its_decoder_or_never_ends(awkward, tmp_path, monkeypatch):
-  monkeypatch.setattr(files, 'STREAM', 'tests.test_pool:stream')
+  monkeypatch.setattr(files, 'STREAM', 'tests.decoders:stream')
   model = save_model(tmp_path / 'model')
   assert run('embed', awkward, '--model', model, '-o', tmp_path / 'x.npz') == 0
   data = np.load(tmp_path / 'x.npz')
@@ -108,7 +72,7 @@ def test_evaluations_and_fine_tuning_report_such_files_like_damaged_ones(kind, a
   rows = ''.join(f'{name},{"ab"[i % 2]},{("train", "test")[i // 2 % 2]}\n' for i, name in enumerate(names))
   (awkward / 'mine.csv').write_text(f'file_name,label,split\n{rows}')
   for module in (clips, task_data):
-    monkeypatch.setattr(module, 'STREAM', 'tests.test_pool:stream')
+    monkeypatch.setattr(module, 'STREAM', 'tests.decoders:stream')
   if kind == 'fine-tuning':
     found, _ = task_data.open_data(tmp_path, 'mine', None, beat=lambda _: None, root=str(awkward), seconds=0.1, damaged='skip')
     used = [clip.file for clip in found.task.clips]
@@ -121,7 +85,7 @@ def test_evaluations_and_fine_tuning_report_such_files_like_damaged_ones(kind, a
 
 
 def test_a_recording_that_is_not_wanted_to_its_end_leaves_the_next_answer_whole(awkward):
-  with Pool('tests.test_pool:stream', 1) as pool:
+  with Pool('tests.decoders:stream', 1) as pool:
     next(pool.stream(str(awkward / '0.wav'), 16000))
     wave, _ = decode.load(str(awkward / '1.wav'), 16000, read=pool.stream)
   np.testing.assert_array_equal(wave, decode.load(str(awkward / '1.wav'), 16000)[0])

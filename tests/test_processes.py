@@ -100,8 +100,8 @@ def newest(workdir):
   return max((int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit()), default=0)
 
 
-def test_killed_again_and_again_as_many_fewer_or_more_processes_continue(config, alone, tmp_path):
-  for count in 2, 2, 1:
+def test_killed_again_and_again_fewer_or_more_processes_continue(config, alone, tmp_path):
+  for count in 2, 1:
     before, processes = newest(tmp_path), start(config, tmp_path, count)
     wait_for(processes[0], lambda before=before: newest(tmp_path) > before)
     for process in reversed(processes):
@@ -194,7 +194,7 @@ jax.config.update('jax_default_device', jax.local_devices()[0])
 params = jax.device_get(params)
 split = Folder(sys.argv[2]).split('train')
 logmels = np.stack([clip.logmel[:, :32] for clip in split.clips(range(40))])
-expected, _ = model.apply({'params': params}, logmels, method='clip_features')
+expected, _ = jax.jit(functools.partial(model.apply, method='clip_features'))({'params': params}, logmels)
 print(json.dumps({'read': sorted(count), 'keys': [clip.key for clip in clips],
                   'all': [clip.key for clip in split.clips(range(40))],
                   'error': float(np.abs(features - expected).max())}))

@@ -14,6 +14,7 @@ import numpy as np
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.train.events import Events
 
 HISTORY = 'metrics.jsonl'
 LOSSES = 'loss', 'loss_m2d', 'loss_clap'
@@ -59,7 +60,6 @@ class RunLog:
     self.workdir, self.active = paths.as_path(workdir), active
     if not active:
       return
-    from clu import metric_writers  # imports TensorFlow
     path = self.workdir / HISTORY
     rows = [row for row in _rows(path) if step is not None and row['step'] <= step]
     paths.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
@@ -69,19 +69,18 @@ class RunLog:
       self._local = pathlib.Path(tempfile.mkdtemp(prefix='m2d_clap_log_'))
       (self._local / HISTORY).write_bytes(path.read_bytes())
     self._file = open(self._local / HISTORY, 'a')  # pylint: disable=consider-using-with
-    writers = [metric_writers.SummaryWriter(str(self._local))]
+    self._writers = [Events(self._local)]
     if wandb:
       from m2d_clap_jax.train.wandb_writer import WandbWriter
-      writers.append(WandbWriter(wandb, self.workdir, new=step is None))
-      writers[-1].write_hparams(settings or {})
-      self.note(f'wandb: {writers[-1].place}')
-    self._writers = metric_writers.AsyncWriter(metric_writers.MultiWriter(writers))
+      self._writers.append(WandbWriter(wandb, self.workdir, new=step is None, settings=settings or {}))
+      self.note(f'wandb: {self._writers[-1].place}')
 
   def write(self, step: int, scalars: dict[str, float]):
     if self.active:
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
-      self._writers.write_scalars(step, scalars)
+      for writer in self._writers:
+        writer.write_scalars(step, scalars)
       if time.monotonic() - self._last > UPLOAD_SECONDS:
         self.sync()
 
@@ -90,7 +89,7 @@ class RunLog:
     if the run were killed afterwards. UserError if the store refuses."""
     if not self.active or not paths.is_remote(self.workdir):
       return
-    self._writers.flush()
+    self._writers[0].flush()
     self._last = time.monotonic()
     for path in sorted(self._local.iterdir()):
       size = path.stat().st_size
@@ -121,8 +120,9 @@ class RunLog:
       return
     with contextlib.suppress(Exception) if error else contextlib.nullcontext():  # the first error is the one to report
       self.sync()
-      with contextlib.closing(self._file), contextlib.closing(self._writers):
-        pass
+      with contextlib.ExitStack() as stack:
+        for each in (self._file, *self._writers):
+          stack.callback(each.close)
     if paths.is_remote(self.workdir):
       shutil.rmtree(self._local)
 

@@ -1,10 +1,9 @@
-"""Scalars to Weights & Biases, through the interface of clu's other writers. Needs the extra `wandb`."""
+"""Writes a run's scalars to Weights & Biases. Needs the extra `wandb`."""
 import os
 import tempfile
 from collections.abc import Mapping
 
 import wandb
-from clu import metric_writers
 
 from m2d_clap_jax import paths
 from m2d_clap_jax.errors import UserError
@@ -17,19 +16,20 @@ def offline() -> bool:
   return os.environ.get('WANDB_MODE') == 'offline'
 
 
-class WandbWriter(metric_writers.MetricWriter):
+class WandbWriter:
   """Logs to a run of a project. wandb's own variables apply, such as WANDB_MODE=offline and WANDB_ENTITY.
 
   Args:
     project: its name.
     workdir: of the run, after whose last part wandb's is named; local files go to WORKDIR/wandb.
     new: whether the run begins; otherwise it goes on where an earlier one was logged.
+    settings: of the run, shown there.
 
   Raises:
     UserError: wandb does not start, as without a network or an account.
   """
 
-  def __init__(self, project: str, workdir, new: bool):
+  def __init__(self, project: str, workdir, new: bool, settings: dict):
     place = paths.as_path(workdir) / RUN
     name = place.read_text().strip() if not new and place.exists() else wandb.util.generate_id()
     try:
@@ -41,21 +41,11 @@ class WandbWriter(metric_writers.MetricWriter):
       raise UserError(f'config.wandb={project}: {" ".join(str(error).split())}: run `wandb login`, or set '
                       'WANDB_MODE=offline') from error
     paths.write_text(place, name + '\n')
+    self._run.config.update(settings, allow_val_change=True)
     self.place = self._run.dir if self._run.offline else self._run.url  # where the curves are to be seen
 
   def write_scalars(self, step: int, scalars: Mapping):
     self._run.log({name: float(value) for name, value in scalars.items()}, step=step)
 
-  def write_hparams(self, hparams: Mapping):
-    self._run.config.update(dict(hparams), allow_val_change=True)
-
-  def flush(self):
-    """wandb sends by itself."""
-
   def close(self):
     self._run.finish()
-
-  def _nothing(self, *values, **options):
-    raise NotImplementedError('runs log scalars only')
-
-  write_summaries = write_images = write_videos = write_audios = write_texts = write_histograms = _nothing
