@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from m2d_clap_jax.audio import decode
+from m2d_clap_jax.audio import decode, readers
 from m2d_clap_jax.data import worker
 
 AWKWARD = ('segfault.wav', 'once.wav', 'exit.wav', 'loop.wav')
@@ -41,3 +41,9 @@ def echo(name):
   if value % 5 == 0:
     raise KeyError('five')
   yield name
+
+
+def small_blocks(*arguments):
+  """`decode.stream` in such small blocks that damage shows when a part has been encoded already."""
+  readers._BLOCK = 1000
+  yield from decode.stream(*arguments)

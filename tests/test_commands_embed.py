@@ -10,7 +10,7 @@ import soundfile
 
 import m2d_clap_jax
 from benchmarks.recordings import encode
-from m2d_clap_jax.audio import decode, files, readers
+from m2d_clap_jax.audio import decode, files
 from m2d_clap_jax.cli import embedding_files
 from tests.command_helpers import run, save_model, save_recordings
 
@@ -24,12 +24,6 @@ def here(tmp_path_factory):
     usable = save_recordings(root / 'audio')
     model = m2d_clap_jax.load(folder)
   return Here
-
-
-def small_blocks(*arguments):
-  """`decode.stream` in such small blocks that damage shows when a part has been encoded already."""
-  readers._BLOCK = 1000
-  yield from decode.stream(*arguments)
 
 
 def embed(here, out, *options, paths=None):
@@ -74,7 +68,7 @@ def test_frames_and_their_times_equal_the_pipeline_in_both_formats(here, tmp_pat
 
 
 def test_unusable_files_are_told_and_listed_and_lose_nothing(here, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(files, 'STREAM', 'tests.test_commands_embed:small_blocks')
+  monkeypatch.setattr(files, 'STREAM', 'tests.decoders:small_blocks')
   audio = here.root / 'audio'
   cut, text, none = (str(audio / name) for name in ('more/cut.flac', 'more/text.wav', 'none.wav'))
   bad = {cut: 'lost sync', text: 'not readable as audio', none: 'no such file'}

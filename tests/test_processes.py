@@ -159,7 +159,8 @@ def test_fine_tuning_in_two_processes_gives_the_scores_of_one_and_continues_afte
 
 def test_stage_2_divided_over_two_processes_gives_the_losses_and_scores_of_one(place, tmp_path):  # noqa: F811
   """Batch and state are divided. Dropout included: captions are padded to one length in both, 16 tokens."""
-  config = test_clap.get_config(test_clap.options(place, evals_every=4, **{'text.max_length': 16, 'model.frames': 96}))
+  changes = {'text.max_length': 16, 'model.frames': 96, 'mask_ratio': 0.0, 'evals_every': 4}
+  config = test_clap.get_config(test_clap.options(place, **changes))
   config.evals = ConfigDict({'found': {'kind': 'retrieval', 'split': 'train'},
                              'sound': {'kind': 'zeroshot', 'split': 'train', 'template': '{} kind'}})
   for count, name in ((1, 'one'), (2, 'two')):

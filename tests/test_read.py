@@ -3,11 +3,14 @@ import concurrent.futures
 import dataclasses
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from m2d_clap_jax.data import prepare, read, schema
+from m2d_clap_jax.data import prepare, read, schema, tfrecord
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
 from tests.prepare_helpers import FakeEncoder, corpus
@@ -33,7 +36,6 @@ def test_a_clip_survives_the_round_trip():
 
 
 def test_records_come_in_the_order_asked_for_and_equal_those_of_tensorflow(folder):
-  import tensorflow as tf
   split = Folder(folder).split('train')
   expected = [record.numpy() for record in tf.data.TFRecordDataset(split.files)]
   assert split.num_clips == len(expected) == 20 and len(split.files) == 3
@@ -46,7 +48,6 @@ def test_records_come_in_the_order_asked_for_and_equal_those_of_tensorflow(folde
 
 
 def test_tensorflow_parses_what_the_schema_says(folder):
-  import tensorflow as tf
   f = Folder(folder)
   batch = tf.io.parse_example(f.split('train').read(range(5)), schema.tf_features(f.meta))
   logmel = tf.reshape(tf.io.decode_raw(batch['logmel'], tf.float16), [5, 80, -1])
@@ -143,7 +144,6 @@ def test_a_log_mel_that_is_not_finite_is_damage(folder):
 
 
 def test_a_record_without_its_values_is_named_too(folder):
-  import tensorflow as tf
   split = Folder(folder).split('train')
   example = tf.train.Example.FromString(split.read([9])[0])
   del example.features.feature['num_frames'].int64_list.value[:]
@@ -159,3 +159,28 @@ def test_folders_that_are_none_are_told(folder, tmp_path):
   (tmp_path / 'prepare.json').write_text('{"schema": 99}')
   with pytest.raises(UserError, match='schema=99: must be 1'):
     Folder(tmp_path)
+
+
+@pytest.mark.parametrize('captions', [[], ['a dog', 'ein Hündchen']])
+def test_records_are_those_that_tensorflow_writes(captions, tmp_path):
+  record = schema.Record('a/ö.wav', np.arange(12, dtype=np.float16).reshape(4, 3), captions, np.ones((2, 3), np.float16), [])
+  data = schema.encode(record)
+  assert tf.train.Example.FromString(data).SerializeToString(deterministic=True) == data
+  with tf.io.TFRecordWriter(str(tmp_path / 'x')) as writer:
+    writer.write(data)
+  assert (tmp_path / 'x').read_bytes() == tfrecord.frame(data)
+
+
+def test_a_message_of_another_kind_is_no_record():
+  meta = {'logmel': {'n_mels': 4}, 'text_encoder': None}
+  other = tf.train.Example(features=tf.train.Features(feature={
+      'key': tf.train.Feature(float_list=tf.train.FloatList(value=[1.0]))})).SerializeToString()
+  for data, words in (b'\xff\xff', 'not a tf.train.Example'), (b'', 'lacks key'), (other, 'lacks logmel'):
+    with pytest.raises(ValueError, match=words):
+      schema.decode(data, meta)
+
+
+def test_a_folder_is_read_without_tensorflow(data):
+  code = (f'import sys; sys.modules["tensorflow"] = None\nfrom m2d_clap_jax.data.read import Folder\n'
+          f'print(len(Folder({str(data)!r}).split("train").clips(range(40))))')
+  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '40\n'

@@ -2,10 +2,10 @@
 
 from m2d_clap_jax import fields, paths
 from m2d_clap_jax.data import schema
+from m2d_clap_jax.data.tfrecord import FOOTER, HEADER
 from m2d_clap_jax.errors import UserError
 from m2d_clap_jax.fields import Nullable, Optional, number, text, version, whole
 
-RECORD_OVERHEAD = 16  # bytes beside a record's data: its length, that length's checksum, the data's checksum
 _ADVICE = 'delete it and prepare the data again'
 _SECONDS = number(0, 1e12)
 _SETTINGS = {
@@ -33,7 +33,7 @@ def read_sidecar(path) -> dict:
   sidecar = _read(path, SIDECAR)
   offsets, end = sidecar['offsets'], sidecar['bytes']
   if len(offsets) != sidecar['clips'] or offsets[:1] not in ([], [0]) or any(
-      after - before < RECORD_OVERHEAD for before, after in zip(offsets, [*offsets[1:], end])):
+      after - before < HEADER + FOOTER for before, after in zip(offsets, [*offsets[1:], end])):
     raise UserError(f'{path}: offsets: {len(offsets)} of {sidecar["clips"]} clips in {end} bytes, which do not follow each '
                     f'other; {_ADVICE}')
   return sidecar

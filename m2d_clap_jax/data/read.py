@@ -7,19 +7,16 @@ import collections
 import concurrent.futures
 import json
 import os
-import struct
 import sys
 import threading
 
-import google_crc32c
 import numpy as np
 
 from m2d_clap_jax import fields, paths
 from m2d_clap_jax.data import description, schema, write
+from m2d_clap_jax.data.tfrecord import FOOTER, HEADER, intact
 from m2d_clap_jax.errors import UserError
 
-# A record of a TFRecord file: its length (uint64), that length's checksum, the data, the data's checksum.
-_HEADER, _FOOTER = 12, 4
 _OPEN_FILES = 256  # AudioSet has thousands of shards, and a process may often hold 1024 files
 
 
@@ -79,8 +76,8 @@ class Split:
     offsets = [np.asarray(sidecar['offsets'], np.int64) for sidecar in sidecars]
     ends = [np.append(part[1:], size).astype(np.int64)[:len(part)] for part, size in zip(offsets, self._bytes)]
     self._starts = np.cumsum([0] + [len(part) for part in offsets])  # number of each shard's first record
-    self._offsets = np.concatenate(offsets) + _HEADER
-    self._lengths = np.concatenate(ends) - self._offsets - _FOOTER
+    self._offsets = np.concatenate(offsets) + HEADER
+    self._lengths = np.concatenate(ends) - self._offsets - FOOTER
     self.num_clips = len(self._offsets)
     if self.num_clips != meta['splits'][name]['clips']:
       raise UserError(f'{folder}: split {name!r} has {self.num_clips} records where prepare.json says '
@@ -103,7 +100,7 @@ class Split:
     Raises:
       UserError: names the shard and the record whose bytes are not those that were written.
     """
-    places = [(self.files[shard], shard, offset - _HEADER, offset + length + _FOOTER)
+    places = [(self.files[shard], shard, offset - HEADER, offset + length + FOOTER)
               for shard, offset, length in zip(*(part.tolist() for part in self.locate(ids)))]
     if self._remote:
       found = paths.read_ranges([(file, start, end) for file, _, start, end in places])
@@ -161,9 +158,9 @@ class Split:
     if isinstance(record, Exception):
       raise UserError(f'{self.where(i)}: cannot be read ({record})') from record
     # Always, not at the first read only: with hardware support this takes 7 us of a record of 160 kB.
-    if len(record) != size or not _intact(record):
+    if len(record) != size or not intact(record):
       raise UserError(f'{self.where(i)}: damaged: delete this file and prepare the data again')
-    return record[_HEADER:-_FOOTER]
+    return record[HEADER:-FOOTER]
 
   def _file(self, shard):
     with self._lock:
@@ -196,20 +193,6 @@ class _File:
   def __del__(self):
     if self._descriptor is not None:
       os.close(self._descriptor)
-
-
-def _intact(record):
-  """Whether the length and the checksums that a whole record states are those of its data."""
-  length, length_checksum = struct.unpack_from('<QI', record)
-  data = record[_HEADER:-_FOOTER]
-  return (length == len(data) and length_checksum == _masked_crc(record[:8])
-          and record[-_FOOTER:] == struct.pack('<I', _masked_crc(data)))
-
-
-def _masked_crc(data):
-  """CRC-32C as TFRecord files store it: rotated and shifted, because checksums of checksums are weak."""
-  crc = google_crc32c.value(data)
-  return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
 
 
 def _check_length(path, size):

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from m2d_clap_jax.data.tfrecord import Example
 from m2d_clap_jax.errors import UserError
 
 VERSION = 1
@@ -31,30 +32,24 @@ class Record:
 
 def encode(clip):
   """Record -> bytes of a tf.train.Example."""
-  import tensorflow as tf
-
-  def strings(values):
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
   if clip.logmel.dtype != np.float16 or clip.logmel.ndim != 2:
     raise ValueError(f'{clip.key}: logmel must be [F, T] float16, not {clip.logmel.shape} {clip.logmel.dtype}')
+  example = Example()
+  feature = example.features.feature
   embeddings = b'' if clip.caption_embeddings is None else _raw(clip.caption_embeddings)
-  frames = tf.train.Feature(int64_list=tf.train.Int64List(value=[clip.logmel.shape[1]]))
-  return tf.train.Example(features=tf.train.Features(feature={
-      'key': strings([clip.key.encode()]),
-      'logmel': strings([_raw(clip.logmel)]),
-      'num_frames': frames,
-      'caption_embeddings': strings([embeddings]),
-      'captions': strings([text.encode() for text in clip.captions]),
-      'labels': strings([text.encode() for text in clip.labels]),
-  })).SerializeToString(deterministic=True)
+  for name, values in {'key': [clip.key.encode()], 'logmel': [_raw(clip.logmel)], 'caption_embeddings': [embeddings],
+                       'captions': [text.encode() for text in clip.captions],
+                       'labels': [text.encode() for text in clip.labels]}.items():
+    feature[name].bytes_list.value[:] = values
+    feature[name].bytes_list.SetInParent()  # a list without values is there, too
+  feature['num_frames'].int64_list.value.append(clip.logmel.shape[1])
+  return example.SerializeToString(deterministic=True)
 
 
 def decode(data, meta):
   """bytes of a record, prepare.json's dict -> Record. Raises ValueError where the bytes are not such a record."""
-  import tensorflow as tf
   try:
-    feature = tf.train.Example.FromString(data).features.feature
+    feature = Example.FromString(data).features.feature
   except Exception as e:  # protobuf's DecodeError, whose class depends on its backend
     raise ValueError(f'not a tf.train.Example: {e}') from e
   missing = [name for name in ('key', 'logmel', 'num_frames', 'caption_embeddings') if name not in feature]

@@ -17,6 +17,7 @@ import sys
 
 from m2d_clap_jax import fields, paths
 from m2d_clap_jax.data import description, schema
+from m2d_clap_jax.data.tfrecord import frame
 from m2d_clap_jax.errors import UserError
 
 FILES_PER_SHARD = 512  # 80 MB of 10-s clips: half a minute of work lost at most when a run is killed
@@ -78,23 +79,21 @@ def write_shard(out, shard, results, embeddings, on_file, alone=True):
     on_file: called after each file.
     alone: False if another process may be writing the same shard; whoever ends last puts the same bytes there.
   """
-  import tensorflow as tf
   counts = collections.Counter(dict.fromkeys(
       ('rows', 'files', 'clips', 'captions', 'rejected', 'rejected_rows', 'truncated'), 0))
   sums = {'seconds': 0.0, 'elements': 0, 'sum': 0.0, 'sumsq': 0.0}
   offsets, rejected, position = [], [], 0
   final = os.path.join(out, f'{shard.name}.tfrecord')
   with writing(final), paths.replacing(final, alone) as temporary:
-    with tf.io.TFRecordWriter(temporary) as writer:
+    with open(temporary, 'wb') as file:
       for row in shard.rows:
         ok, result = (False, row.reason) if row.reason else next(results)
         counts.update(rows=row.rows, files=row.files)
         if ok:
           vectors = embeddings(row) if embeddings else None
           data = schema.encode(schema.Record(row.file_name, result['logmel'], row.captions, vectors, row.labels))
-          writer.write(data)
           offsets.append(position)
-          position += len(data) + description.RECORD_OVERHEAD
+          position += file.write(frame(data))
           counts.update(clips=1, captions=len(row.captions) if vectors is None else len(vectors),
                         truncated=int(result['truncated']))
           sums['elements'] += result['logmel'].size
@@ -180,10 +179,12 @@ def _check_settings(out, theirs, ours, same_split):
 @contextlib.contextmanager
 def writing(path):
   """Turns failures to write into one-line errors."""
-  import tensorflow as tf
   try:
     yield
-  except (OSError, tf.errors.OpError) as e:
+  except Exception as e:
+    tensorflow = sys.modules.get('tensorflow')  # TFDS writes remote folders through it
+    if not isinstance(e, (OSError, tensorflow.errors.OpError) if tensorflow else OSError):
+      raise
     reason = e.strerror if isinstance(e, OSError) and e.strerror else getattr(e, 'message', str(e))
     raise UserError(f'{path}: cannot be written ({" ".join(str(reason).split())[:200]}): '
                     'make room or choose another --out; finished shards are kept, the same command continues') from e
