@@ -83,7 +83,6 @@ spec:
                 value: >-
                   --xla_jf_crs_combiner_threshold_in_bytes=1000000
                   --xla_enable_async_all_reduce=true
-                  --xla_tpu_enable_async_collective_fusion=true
                   --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true
               - name: JAX_COMPILATION_CACHE_DIR
                 value: $(quoted "${JAX_COMPILATION_CACHE_DIR:-}")

@@ -13,6 +13,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # Sums the gradients beside the backward pass, as far as each is an array of its own (docs/pods.md has what each flag does).
 export LIBTPU_INIT_ARGS="--xla_jf_crs_combiner_threshold_in_bytes=1000000 --xla_enable_async_all_reduce=true \
---xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true ${LIBTPU_INIT_ARGS:-}"
+--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true ${LIBTPU_INIT_ARGS:-}"
 
 run_here tpu "$@" --distributed

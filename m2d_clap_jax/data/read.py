@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import weakref
 
 import numpy as np
 
@@ -183,16 +184,12 @@ class _File:
   """An open shard. It is closed when nobody holds it any more, so a thread may still read what the cache let go."""
 
   def __init__(self, path, size):
-    self._descriptor = None
     _check_length(path, size)
     self._descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._descriptor)  # at the latest when Python ends, unlike __del__
 
   def pread(self, length, offset):
     return os.pread(self._descriptor, length, offset)
-
-  def __del__(self):
-    if self._descriptor is not None:
-      os.close(self._descriptor)
 
 
 def _check_length(path, size):
