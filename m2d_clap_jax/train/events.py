@@ -20,9 +20,8 @@ class Events:
       self._send()
 
   def _send(self):
-    finished = [each for each in self._sent if each.done()]
-    self._sent = [each for each in self._sent if not each.done()]
-    for each in finished:
+    for each in [each for each in self._sent if each.done()]:
+      self._sent.remove(each)
       each.result()
     self._sent += [self._thread.submit(self._write, *row) for row in self._waiting]
     self._waiting = []
