@@ -11,6 +11,7 @@ of its first half and that of the whole.
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 
 import jax
 import ml_dtypes
@@ -31,7 +32,13 @@ def round_off(x: np.ndarray) -> np.ndarray:
 
 
 class Sums:
-  """Gradients [N], added up in different ways."""
+  """Sums of gradients [N].
+
+  Attributes:
+    exact: in float64.
+    ring: one after the other in bfloat16 (values of it, as float32).
+    pairs: as in a tree, likewise.
+  """
 
   def __init__(self):
     self.exact, self.ring = 0.0, np.float32(0)
@@ -50,8 +57,11 @@ class Sums:
     return functools.reduce(lambda a, b: round_off(a + b), [total for _, total in reversed(self._pairs)])
 
 
-def gradients(run: str, folder: str, devices: int, batch: int):
-  """Yields, for each device, its gradient of the kernels [N] in float32 and in bfloat16 products."""
+def gradients(run: str, folder: str, devices: int, batch: int) -> Iterator[list[np.ndarray]]:
+  """Yields, for each device, its gradient of the kernels [N] by float32 and by bfloat16 products.
+
+  UserError for a run without a target network, or data without a split 'train'.
+  """
   found, split = weights.read(run), Folder(folder).split('train')
   if 'target' not in found.trees:
     raise UserError(f'--run={run}: has no target network: name a run of pre-training')
@@ -61,14 +71,17 @@ def gradients(run: str, folder: str, devices: int, batch: int):
   draw = np.random.default_rng(0)
   clips = draw.choice(split.num_clips, batch, replace=split.num_clips < batch).reshape(devices, -1)
 
-  def gradient(logmel, number, dtype):
+  params, target = jax.device_put((params, target))
+
+  def gradient(params, target, logmel, number, dtype):
     model = network.clone(dtype=dtype)
     mask = draw_mask(jax.random.key_data(jax.random.key(0)), number, len(logmel), model=model)
-    return jax.grad(lambda p: pretrain_loss(p, target, {'logmel': logmel}, mask, model=model)[0])(params)
+    with jax.default_matmul_precision('highest'):  # accelerators would otherwise round float32 products, too
+      return jax.grad(lambda p: pretrain_loss(p, target, {'logmel': logmel}, mask, model=model)[0])(params)
   compute = jax.jit(gradient, static_argnames='dtype')
   for number, ids in enumerate(clips):
     logmel = np.stack([crop(clip.logmel, network.input_size[1], 0.5) for clip in split.clips(ids.tolist())])
-    yield [_kernels(compute(logmel, number, dtype)) for dtype in ('float32', 'bfloat16')]
+    yield [_kernels(compute(params, target, logmel, number, dtype)) for dtype in ('float32', 'bfloat16')]
 
 
 def _kernels(tree) -> np.ndarray:
@@ -77,6 +90,7 @@ def _kernels(tree) -> np.ndarray:
 
 
 def error(found: np.ndarray, right: np.ndarray) -> float:
+  """Norm of the difference over the norm of what is right."""
   return float(np.linalg.norm(found - right) / np.linalg.norm(right))
 
 
@@ -89,7 +103,7 @@ def main(argv=None):
   parser.add_argument('--batch', type=int, default=2048, help='over all devices')
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args(argv)
-  if args.devices < 2 or args.batch % args.devices:
+  if args.devices < 2 or args.batch < 1 or args.batch % args.devices:
     parser.error('--devices: must be 2 or more and divide --batch')
   sums, wanted, half = Sums(), np.float64(0), np.float64(0)
   try:

@@ -1,6 +1,6 @@
 """The pre-training update compiled for TPUs, without one: memory, arithmetic, traffic and communication of a device.
 
-  python -m benchmarks.tpu --topology v5e-8 --size base --batch 512             # ten minutes of a core
+  python -m benchmarks.tpu --topology v5e-8 --size base --batch 512             # four to ten minutes of a core
   python -m benchmarks.tpu --topology v5e-8 --size base --batch 2048 --model remat=cheap
   python -m benchmarks.tpu --topology v5e-256 --size large --fsdp 2 --batch 2048
 

@@ -1,4 +1,4 @@
-"""What a command or a run sets in its process before JAX and its neighbours are imported. The user's own values win."""
+"""What a command or a run sets in its process before JAX and its neighbours are imported. The user's own variables win."""
 import ctypes
 import functools
 import gc
@@ -46,9 +46,11 @@ def keep_memory() -> bool:
 
 
 def collect_rarely():
-  """Makes Python look for cycles of dead objects less often: to trace a program makes many small objects, nearly all of which live
-  on, and by default a sixth of the time goes into looking at them again."""
-  gc.set_threshold(100_000, 20, 100)
+  """Makes Python search for dead reference cycles less often.
+
+  Tracing a program allocates many small objects, nearly all of which stay alive, and every search visits them again.
+  """
+  gc.set_threshold(100_000, 20, 10)
 
 
 def cache_folder() -> str:

@@ -29,7 +29,7 @@ def test_without_a_list_of_its_cores_a_process_counts_those_of_the_machine(monke
 
 @pytest.fixture
 def awkward(tmp_path, monkeypatch):
-  """A folder of 4 good recordings, and those over which the decoder of this file hangs or crashes."""
+  """A folder of 4 good recordings, and those over which the decoder of tests/decoders.py hangs or crashes."""
   corpus(tmp_path / 'a', 4)
   for name in AWKWARD:
     soundfile.write(tmp_path / 'a' / name, noise(0.1), 16000)

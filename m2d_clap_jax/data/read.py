@@ -186,7 +186,7 @@ class _File:
   def __init__(self, path, size):
     _check_length(path, size)
     self._descriptor = os.open(path, os.O_RDONLY)
-    weakref.finalize(self, os.close, self._descriptor)  # at the latest when Python ends, unlike __del__
+    weakref.finalize(self, os.close, self._descriptor)  # also at exit, when __del__ would find `os` gone
 
   def pread(self, length, offset):
     return os.pread(self._descriptor, length, offset)

@@ -47,7 +47,8 @@ def encode(clip):
 
 
 def decode(data, meta):
-  """bytes of a record, prepare.json's dict -> Record. Raises ValueError where the bytes are not such a record."""
+  """bytes of a record, prepare.json's dict -> Record. Raises ValueError or IndexError where the bytes are not such a
+  record."""
   try:
     feature = Example.FromString(data).features.feature
   except Exception as e:  # protobuf's DecodeError, whose class depends on its backend

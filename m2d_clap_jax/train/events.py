@@ -5,8 +5,11 @@ from concurrent import futures
 class Events:
   """TensorBoard files, written by clu in a thread of their own.
 
-  clu imports TensorFlow, several seconds that the first update does not wait for: rows of step 0 are written with the next.
-  An error of the thread is raised by a later call.
+  clu imports TensorFlow, which takes several seconds. So that the first update does not wait for it, rows of step 0 are held
+  back until the next row or `close`; a run killed before then has them in metrics.jsonl only.
+
+  Args:
+    folder: of the files; a local one, since for stores TensorFlow would use a client of its own.
   """
 
   def __init__(self, folder):
@@ -15,6 +18,7 @@ class Events:
     self._thread = futures.ThreadPoolExecutor(1, 'events')
 
   def write_scalars(self, step: int, scalars: dict[str, float]):
+    """Hands a row to the thread. Raises the error of an earlier row, if there was one."""
     self._waiting.append((step, scalars))
     if step:
       self._send()
@@ -33,8 +37,7 @@ class Events:
     self._writer.write_scalars(step, scalars)
 
   def flush(self):
-    """Returns when every row is in the files."""
-    self._send()
+    """Returns when every row that was handed to the thread is in the files; raises the first error that no call has raised."""
     sent, self._sent = self._sent, []
     for each in sent:
       each.result()
@@ -42,7 +45,9 @@ class Events:
       self._writer.flush()
 
   def close(self):
+    """Writes what is left and closes the files; raises as `flush`."""
     try:
+      self._send()
       self.flush()
     finally:
       self._thread.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
 """Logs the means of a run's metrics to TensorBoard files, metrics.jsonl, Weights & Biases and a line on the terminal."""
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -86,10 +87,15 @@ class RunLog:
 
   def sync(self):
     """Uploads new rows to a remote workdir. Call it before saving a checkpoint, whose rows would otherwise be missing
-    if the run were killed afterwards. UserError if the store refuses."""
+    if the run were killed afterwards. UserError if the store refuses; errors of TensorBoard's thread as they are."""
     if not self.active or not paths.is_remote(self.workdir):
       return
-    self._writers[0].flush()
+    try:
+      self._writers[0].flush()
+    finally:
+      self._upload()
+
+  def _upload(self):
     self._last = time.monotonic()
     for path in sorted(self._local.iterdir()):
       size = path.stat().st_size
@@ -118,13 +124,14 @@ class RunLog:
   def __exit__(self, kind, error, traceback):
     if not self.active:
       return
-    with contextlib.suppress(Exception) if error else contextlib.nullcontext():  # the first error is the one to report
-      self.sync()
-      with contextlib.ExitStack() as stack:
-        for each in (self._file, *self._writers):
-          stack.callback(each.close)
-    if paths.is_remote(self.workdir):
-      shutil.rmtree(self._local)
+    remote = paths.is_remote(self.workdir)
+    events, *others = self._writers
+    # In this order, whatever fails; Weights & Biases last, which may wait for a network.
+    closing = [self._file.close, events.close, *[self._upload] * remote, *[each.close for each in others],
+               *[functools.partial(shutil.rmtree, self._local)] * remote]
+    with contextlib.suppress(Exception) if error else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+      for each in reversed(closing):  # the first error is the one to report
+        stack.callback(each)
 
 
 class RunningMetrics:

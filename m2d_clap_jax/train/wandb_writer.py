@@ -19,6 +19,8 @@ def offline() -> bool:
 class WandbWriter:
   """Logs to a run of a project. wandb's own variables apply, such as WANDB_MODE=offline and WANDB_ENTITY.
 
+  Calls return at once: wandb sends in a process of its own.
+
   Args:
     project: its name.
     workdir: of the run, after whose last part wandb's is named; local files go to WORKDIR/wandb.
