@@ -10,11 +10,10 @@ of its first half and that of the whole.
 """
 import argparse
 import functools
-import sys
 from collections.abc import Iterator
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -23,12 +22,13 @@ from m2d_clap_jax import weights
 from m2d_clap_jax.data.batches import crop
 from m2d_clap_jax.data.read import Folder
 from m2d_clap_jax.errors import UserError
+from m2d_clap_jax.progress import Progress
 from m2d_clap_jax.train.step import draw_mask, pretrain_loss
 
 
 def round_off(x: np.ndarray) -> np.ndarray:
   """float32 -> the nearest bfloat16, as float32."""
-  return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+  return x.astype(jnp.bfloat16).astype(np.float32)
 
 
 class Sums:
@@ -70,7 +70,6 @@ def gradients(run: str, folder: str, devices: int, batch: int) -> Iterator[list[
   params = {name: value for name, value in params.items() if name in ('cls_token', 'patch_embed', 'encoder', 'predictor')}
   draw = np.random.default_rng(0)
   clips = draw.choice(split.num_clips, batch, replace=split.num_clips < batch).reshape(devices, -1)
-
   params, target = jax.device_put((params, target))
 
   def gradient(params, target, logmel, number, dtype):
@@ -105,14 +104,14 @@ def main(argv=None):
   args = parser.parse_args(argv)
   if args.devices < 2 or args.batch < 1 or args.batch % args.devices:
     parser.error('--devices: must be 2 or more and divide --batch')
-  sums, wanted, half = Sums(), np.float64(0), np.float64(0)
+  sums, wanted, progress = Sums(), np.float64(0), Progress('devices', args.devices)
   try:
     for number, (right, rounded) in enumerate(gradients(args.run, args.data, args.devices, args.batch), 1):
       wanted = wanted + right
       sums.add(rounded)
-      half = half if number > args.devices // 2 else wanted * args.devices / number
-      if number % 32 == 0:
-        print(f'{number} of {args.devices} devices', file=sys.stderr, flush=True)
+      if number == args.devices // 2:
+        half = wanted * args.devices / number
+      progress(number, args.devices)
   except UserError as problem:
     parser.error(str(problem))
   products, noise = error(sums.exact, wanted), error(half, wanted)

@@ -120,7 +120,7 @@ def test_killed_at_random_moments_and_during_a_save_a_run_continues_bit_for_bit(
   def reached_step(step):
     text = (broken / 'metrics.jsonl').read_text() if (broken / 'metrics.jsonl').exists() else ''
     return f'"step": {step}' in text
-  moments = [saving, lambda: reached_step(14)]
+  moments = [saving, lambda: reached_step(14), saving]
   kills = 0
   while True:
     process = launched.Main(*flags(config), f'--workdir={broken}', env=ENVIRONMENT)
@@ -133,7 +133,7 @@ def test_killed_at_random_moments_and_during_a_save_a_run_continues_bit_for_bit(
       break
     assert process.returncode == -signal.SIGKILL, error
     kills += 1
-  assert kills == 2
+  assert kills >= 2
   assert losses(broken) == losses(whole)
 
 

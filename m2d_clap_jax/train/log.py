@@ -1,6 +1,5 @@
 """Logs the means of a run's metrics to TensorBoard files, metrics.jsonl, Weights & Biases and a line on the terminal."""
 import contextlib
-import functools
 import json
 import math
 import pathlib
@@ -126,12 +125,16 @@ class RunLog:
       return
     remote = paths.is_remote(self.workdir)
     events, *others = self._writers
-    # In this order, whatever fails; Weights & Biases last, which may wait for a network.
-    closing = [self._file.close, events.close, *[self._upload] * remote, *[each.close for each in others],
-               *[functools.partial(shutil.rmtree, self._local)] * remote]
-    with contextlib.suppress(Exception) if error else contextlib.nullcontext(), contextlib.ExitStack() as stack:
-      for each in reversed(closing):  # the first error is the one to report
-        stack.callback(each)
+    with contextlib.suppress(Exception) if error else contextlib.nullcontext():  # the first error is the one to report
+      with contextlib.ExitStack() as stack:  # does this from the last line to the first, whatever fails
+        if remote:
+          stack.callback(shutil.rmtree, self._local)
+        for each in others:
+          stack.callback(each.close)  # may wait for a network
+        if remote:
+          stack.callback(self._upload)
+        stack.callback(events.close)
+        stack.callback(self._file.close)
 
 
 class RunningMetrics:

@@ -19,7 +19,7 @@ def offline() -> bool:
 class WandbWriter:
   """Logs to a run of a project. wandb's own variables apply, such as WANDB_MODE=offline and WANDB_ENTITY.
 
-  Calls return at once: wandb sends in a process of its own.
+  Rows are handed over at once, to a process of wandb's own that sends them; `close` waits for it.
 
   Args:
     project: its name.
