@@ -95,8 +95,8 @@ def clap(workdir: str, *, job: str, seed: int, init: str, train_audio: bool, pro
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=devices, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()), actions=[Every(log_every, functools.partial(found.log_counts, batches.order)),
-                                              Every(evals_every, evaluations.evaluate)],
-          metadata=lambda: about, description=describe(network, found.split, state, devices, total), at_start=True,
+                                              Every(evals_every, evaluations.evaluate, at_start=True)],
+          metadata=lambda: about, description=describe(network, found.split, state, devices, total),
           wandb=wandb, settings=settings)
 
 

@@ -14,16 +14,19 @@ from m2d_clap_jax.train.log import RunLog, RunningMetrics, StepProgress
 
 
 class Every(NamedTuple):
-  """An action `do(step, state, log)`, called every `steps` steps and after the last, in every process."""
+  """An action `do(step, state, log)`, called every `steps` steps and after the last, in every process.
+
+  at_start: whether a new run also does it before its first update.
+  """
   steps: int
   do: Callable[[int, Any, RunLog], None]
+  at_start: bool = False
 
 
 def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, saved: Checkpoints, guards: Guards,
           mesh, total: int, batch_size: int, learning_rate: Callable, log_every: int, save_every: int,
           actions: Sequence[Every] = (), metadata: Callable[[], dict] = dict, rows: Sequence[dict] = (),
-          description: str = '', at_start: bool = False, wandb: str | None = None,
-          settings: dict | None = None):
+          description: str = '', wandb: str | None = None, settings: dict | None = None):
   """Trains from `state.step` to step `total`, logging and saving in `workdir` -> the last state.
 
   The same state, batches and update give the same run, regardless of interruptions.
@@ -36,11 +39,11 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     guards: see `faults.guards`; entered before anything that can hang.
     batch_size: samples per update over all processes, for the logged rate.
     learning_rate: function of the step from 0, for the log.
-    actions: performed in this order, each before the checkpoint of its step.
+    actions: performed in this order, each before the checkpoint of its step; a new run saves step 0 if it has some at its
+      start.
     metadata: returns JSON data for a checkpoint about to be saved.
     rows: metrics since the last log row, from the checkpoint of `state`, whose JSON data contain them as 'window'.
     description: of the run, printed at its start.
-    at_start: whether a new run also performs `actions` and saves before its first update.
     wandb, settings: as in `RunLog`.
 
   Raises:
@@ -66,7 +69,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
         log.sync()
         saved.save(state, {**metadata(), 'window': metrics.rows})
 
-    def act():
+    def act(actions):
       for action in actions:
         if due(action.steps):
           metrics.check()
@@ -74,8 +77,9 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
       if due(save_every):
         save()
 
+    at_start = [action for action in actions if action.at_start]
     if new and at_start:
-      act()
+      act(at_start)
     for step in range(first + 1, total + 1):
       with metrics.waiting():
         arrays = sharding.to_devices(mesh, next(feed))
@@ -91,7 +95,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
         log.write(step, row)
         progress.show(step, row)
       with metrics.uncounted():
-        act()
+        act(actions)
       guards.watchdog.beat(f'step {step}')  # on an accelerator steps are only dispatched here, but at most a few ahead
       if guards.preemption.reached():
         save()

@@ -88,11 +88,12 @@ def pretrain(workdir: str, *, dry_run: bool = False, job: str, seed: int, init: 
     train(state, update, batches, workdir=workdir, saved=saved, guards=guards, mesh=mesh, total=total,
           batch_size=batch_size, learning_rate=learning_rate, log_every=log_every, save_every=save_every,
           rows=meta.get('window', ()),
-          actions=(Every(total, functools.partial(draw_masked_clip, found, network)),
+          actions=(Every(total, functools.partial(draw_masked_clip, found, network), at_start=True),
                    Every(log_every, functools.partial(found.log_counts, batches.order)),
-                   Every(statistics_every, evaluations.statistics), Every(evals_every, evaluations.evaluate)),
+                   Every(statistics_every, evaluations.statistics),
+                   Every(evals_every, evaluations.evaluate, at_start=True)),
           metadata=lambda: {'settings': settings, 'norm_stats': network.norm_stats, **found.about(before)},
-          description=needs + describe(network, split, state, mesh, total, int(state.step)), at_start=True,
+          description=needs + describe(network, split, state, mesh, total, int(state.step)),
           wandb=wandb, settings=settings)
 
 
