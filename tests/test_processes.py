@@ -42,7 +42,14 @@ def run_together(code, *arguments):
   """Runs Python code in two processes of two devices each, joined by JAX -> the lines that each prints."""
   address = f'localhost:{free_port()}'
   env = ENV | {'XLA_FLAGS': ENV['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2'}
-  join = f'import sys, jax\njax.distributed.initialize({address!r}, 2, int(sys.argv[1]))\n'
+  # Gloo writes to the standard output too, from several threads at once: its lines go to the standard error.
+  join = f'''
+import os, sys
+sys.stdout = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)
+import jax
+jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))
+'''
   processes = [subprocess.Popen([sys.executable, '-c', join + code, str(i), *map(str, arguments)], cwd=launched.ROOT, env=env,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
   try:
@@ -51,7 +58,7 @@ def run_together(code, *arguments):
     for process in processes:
       process.kill()
   assert [process.returncode for process in processes] == [0, 0], printed
-  return [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in printed]
+  return [out.splitlines() for out, _ in printed]
 
 
 def finish(processes, expected=0):
