@@ -69,8 +69,8 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
         log.sync()
         saved.save(state, {**metadata(), 'window': metrics.rows})
 
-    def act(actions):
-      for action in actions:
+    def act(chosen):
+      for action in chosen:
         if due(action.steps):
           metrics.check()
           action.do(step, state, log)
