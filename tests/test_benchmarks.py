@@ -21,12 +21,12 @@ TINY_MODEL = ['width=48', 'depth=1', 'predictor_width=48', 'predictor_depth=1', 
 TINY = ['--size', 'small_2s', '--model', *TINY_MODEL, '--batch', '2', '--steps', '1', '--matmul', '64']
 
 
-def test_the_arithmetic_of_a_base_sample_is_84_7_gflop():
+def test_the_arithmetic_of_a_base_sample_is_83_8_gflop():
   flops = {name: f / 1e9 for name, f in train_step.sample_flops(M2DCLAP()).items()}
   assert flops['encoder'] == pytest.approx(10.0, abs=0.05)
   assert flops['target'] == pytest.approx(23.4, abs=0.05)
-  assert flops['predictor'] == pytest.approx(10.5, abs=0.2)
-  assert flops['step'] == pytest.approx(84.7, abs=0.5)
+  assert flops['predictor'] == pytest.approx(10.1, abs=0.05)  # 10.3 if its last block computed the visible tokens, too
+  assert flops['step'] == pytest.approx(83.8, abs=0.05)
 
 
 def test_the_baselines_cost_what_is_left_of_it():

@@ -39,7 +39,7 @@ class SemanticProjector(nn.Module):
     valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
     blocks = Transformer(self.depth, heads=1, mlp_ratio=self.mlp_ratio, epsilon=1e-5, dtype=self.dtype, platform=self.platform,
                          name='transformer')
-    return blocks(x, valid)[:, 0]
+    return blocks(x, valid, wanted=jnp.zeros((x.shape[0], 1), int))[:, 0]
 
 
 def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:

@@ -62,8 +62,7 @@ class Predictor(nn.Module):
     x = masking.take(jnp.concatenate([visible, token], axis=1), mask.restore)  # B N D, patches in their original order
     x = jnp.concatenate([cls, x], axis=1) + sincos_2d(self.width, self.grid).astype(z.dtype)
     x = Transformer(self.depth, self.heads, dtype=self.dtype, remat=self.remat, platform=self.platform,
-                    name='transformer')(x)
-    x = masking.take(x[:, 1:], mask.masked)
+                    name='transformer')(x, wanted=1 + mask.masked)
     return Linear(self.out_width, dtype=self.dtype, platform=self.platform, name='pred')(x)
 
 

@@ -6,9 +6,11 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible
 
 
-def block_flops(tokens: int, width: int, mlp_ratio: int = 4) -> float:
-  """Forward FLOP of one transformer block: qkv, projection and MLP, and the two products of attention."""
-  return 2 * tokens * width * width * (4 + 2 * mlp_ratio) + 4 * tokens * tokens * width
+def block_flops(tokens: int, width: int, wanted: int | None = None, mlp_ratio: int = 4) -> float:
+  """Forward FLOP of one transformer block: qkv, projection and MLP, and the two products of attention; of the `wanted`
+  tokens' results, or of all."""
+  wanted = tokens if wanted is None else wanted
+  return 2 * width * width * (3 * tokens + (1 + 2 * mlp_ratio) * wanted) + 4 * tokens * wanted * width
 
 
 def sample_flops(model: M2DCLAP) -> dict[str, float]:
@@ -23,7 +25,8 @@ def sample_flops(model: M2DCLAP) -> dict[str, float]:
   out_width = pixels if model.predict == 'pixels' else width
   encoder = model.depth * block_flops(1 + visible, width)
   target = 0 if model.predict == 'pixels' else model.depth * block_flops(1 + patches - visible, width)
-  predictor = (model.predictor_depth * block_flops(1 + patches, narrow) + 2 * (1 + visible) * width * narrow
+  predictor = ((model.predictor_depth - 1) * block_flops(1 + patches, narrow)
+               + block_flops(1 + patches, narrow, wanted=patches - visible) + 2 * (1 + visible) * width * narrow
                + 2 * (patches - visible) * narrow * out_width)
   other = 2 * patches * pixels * width
   if model.text_width is not None:
