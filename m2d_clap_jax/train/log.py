@@ -192,7 +192,8 @@ class RunningMetrics:
   def flush(self) -> dict[str, float]:
     """Returns the means, with the rate and the share of time spent waiting for data, and resets."""
     self.check()
-    means = {name: _mean([row[name] for row in self.rows]) for name in self.rows[0]}
+    means = {name: _mean([row[name] for row in self.rows if name in row])  # a checkpoint's rows may be an older version's
+             for name in self.rows[-1]}
     means = {name: mean for name, mean in means.items() if mean is not None}
     elapsed = max(time.monotonic() - self._since, 1e-9)
     means |= {'samples_per_second': self._steps * self._batch_size / elapsed, 'data_wait': self._waited / elapsed}

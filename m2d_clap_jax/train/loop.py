@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from m2d_clap_jax import sharding
 from m2d_clap_jax.data.batches import prefetch
@@ -32,7 +33,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
   The same state, batches and update give the same run, regardless of interruptions.
 
   Args:
-    state: any state with `step`.
+    state: any state with `step` and `params`.
     update: (state, arrays, step from 0 as a Python int) -> (state, metrics as of `RunningMetrics`), `loss` among them and
       `grad_norm`.
     batches: step from 0 -> this process's part of the batch, as numpy arrays; called in threads, ahead of time.
@@ -51,6 +52,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     Preempted: SIGTERM was received; the state is saved.
   """
   first, new = int(state.step), saved.latest() is None
+  norm = jax.jit(optax.tree.norm)  # for the log only: in every update it would be a hundredth of one on a CPU
   step = first
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0, wandb=wandb,
@@ -91,7 +93,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
       if step == first + 1:
         progress.show_first(step, jax.device_get(values), time.monotonic() - began)
       if due(log_every):
-        row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1))}
+        row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1)), 'param_norm': float(norm(state.params))}
         log.write(step, row)
         progress.show(step, row)
       with metrics.uncounted():

@@ -134,7 +134,7 @@ def descend(state, grads, tx: optax.GradientTransformation):
   params and opt_state."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = clip_logit_scale(optax.apply_updates(state.params, updates))
-  metrics = {'grad_norm': optax.tree.norm(grads), 'param_norm': optax.tree.norm(params)}
+  metrics = {'grad_norm': optax.tree.norm(grads)}
   if 'logit_scale' in params:
     metrics['logit_scale'] = params['logit_scale']
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
