@@ -3,6 +3,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -156,6 +157,19 @@ def test_short_clips_of_a_model_trained_here_are_padded_with_silence_as_in_its_t
   np.testing.assert_array_equal(as_is.embed(wave), m2d_clap_jax.load(tiny_weights()).embed(wave))
   np.testing.assert_array_equal(model.encode_frames(wave)[0], as_is.encode_frames(wave)[0])
   np.testing.assert_array_equal(m2d_clap_jax.load(tiny_weights(), pad_short=True).embed(wave), means)
+
+
+def test_two_batches_are_computed_at_once(model, music, monkeypatch):
+  alone = model.embed(music[:16000 * 3])  # 4 whole chunks and a shorter one
+  other, start = threading.Barrier(2), model._start
+
+  def together(function, logmel, columns):
+    if logmel.shape[2] == widest and next(first, None) is not None:
+      other.wait(timeout=30)  # fails unless another batch is being computed, too
+    return start(function, logmel, columns)
+  widest, first = model.network.input_size[1], iter(range(2))
+  monkeypatch.setattr(model, '_start', together)
+  np.testing.assert_array_equal(model.embed(music[:16000 * 3]), alone)
 
 
 def test_odd_lengths_do_not_compile_again(model, music, request):
