@@ -5,8 +5,8 @@ Alphabet: B clips, S samples, T time columns (patches), D width of the encoder, 
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -25,7 +25,9 @@ TEMPLATE = '{} can be heard'  # turns a label into a caption for zero-shot class
 # Tokens that the semantic projector sees at once: 64 chunks of 190. Its cost grows with their square.
 MOST_TOKENS = 64 * 190
 FEWEST_TEXTS = 8  # that are projected at once: filled up
-AT_ONCE = 2  # batches: XLA computes those of one thread in turn, which leaves cores idle where a batch is small
+# Batches: XLA computes those of one thread in turn, which leaves cores idle where batches are small. Two full ones at once
+# take more memory and no less time.
+AT_ONCE = 2
 
 
 def load(path, *, dtype: str = 'float32', batch_size: int = 32, pad_short: bool | None = None, **overrides) -> 'Pipeline':
@@ -250,19 +252,23 @@ class Pipeline:
   def _run(self, function, clips, chunker: Chunker) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Runs function(variables, logmel, columns) on all clips' chunks; yields each chunk with its row of the result.
 
-    While some batches are computed, the host prepares the next one.
+    While a batch is computed, the host prepares the next one. Those that are not full are computed two at a time.
     """
     def compute(batch):
       return np.asarray(self._start(function, batch.logmel, batch.columns))
-    running: deque[tuple[list[Chunk], Future]] = deque()
+    running: deque[tuple[list[Chunk], Callable[[], np.ndarray]]] = deque()
     with ThreadPoolExecutor(AT_ONCE) as pool:
       for batch in chunker.batches(clips, self._batch_size):
         if len(running) == AT_ONCE:
           chunks, result = running.popleft()
-          yield from zip(chunks, result.result())
-        running.append((batch.chunks, pool.submit(compute, batch)))
+          yield from zip(chunks, result())
+        if len(batch.chunks) == self._batch_size:
+          result = functools.partial(np.asarray, self._start(function, batch.logmel, batch.columns))  # not waited for yet
+        else:
+          result = pool.submit(compute, batch).result
+        running.append((batch.chunks, result))
       for chunks, result in running:
-        yield from zip(chunks, result.result())
+        yield from zip(chunks, result())
 
   def _start(self, function, logmel, columns):
     """function(variables, logmel, columns), on all devices if their number divides the batch, else on the first."""

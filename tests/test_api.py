@@ -259,4 +259,4 @@ def test_eight_devices_give_the_features_of_one(music, monkeypatch):
   one = m2d_clap_jax.load(tiny_weights())
   for value, expected in zip(many.features(clips), one.features(clips)):
     np.testing.assert_allclose(value, expected, atol=5e-6 * np.abs(expected).max())
-  assert used == [8, 8, 1] and one._mesh.size == 1
+  assert sorted(used) == [1, 8, 8] and one._mesh.size == 1
