@@ -252,7 +252,7 @@ class Pipeline:
   def _run(self, function, clips, chunker: Chunker) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Runs function(variables, logmel, columns) on all clips' chunks; yields each chunk with its row of the result.
 
-    While a batch is computed, the host prepares the next one. Those that are not full are computed two at a time.
+    Meanwhile the host prepares the next batch. Full ones are computed one after the other, smaller ones two at a time.
     """
     def compute(batch):
       return np.asarray(self._start(function, batch.logmel, batch.columns))

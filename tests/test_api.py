@@ -160,14 +160,14 @@ def test_short_clips_of_a_model_trained_here_are_padded_with_silence_as_in_its_t
 
 
 def test_two_batches_are_computed_at_once(model, music, monkeypatch):
-  alone = model.embed(music[:16000 * 3])  # 4 whole chunks and a shorter one
-  other, start = threading.Barrier(2), model._start
+  alone = model.embed(music[:16000 * 3])  # 3 whole chunks and a shorter one, each a batch
+  both, start = threading.Barrier(2), model._start
 
   def together(function, logmel, columns):
-    if logmel.shape[2] == widest and next(first, None) is not None:
-      other.wait(timeout=30)  # fails unless another batch is being computed, too
+    if logmel.shape[2] == widest and next(turns, None) is not None:
+      both.wait(timeout=30)  # fails unless another batch is being computed, too
     return start(function, logmel, columns)
-  widest, first = model.network.input_size[1], iter(range(2))
+  widest, turns = model.network.input_size[1], iter(range(2))
   monkeypatch.setattr(model, '_start', together)
   np.testing.assert_array_equal(model.embed(music[:16000 * 3]), alone)
 

@@ -6,11 +6,11 @@ from m2d_clap_jax.models import M2DCLAP
 from m2d_clap_jax.models.masking import num_visible
 
 
-def block_flops(tokens: int, width: int, wanted: int | None = None, mlp_ratio: int = 4) -> float:
-  """Forward FLOP of one transformer block: qkv, projection and MLP, and the two products of attention; of the `wanted`
-  tokens' results, or of all."""
+def block_flops(tokens: int, width: int, wanted: int | None = None) -> float:
+  """Forward FLOP of one transformer block whose MLP is four times as wide: qkv of all tokens; the two products of attention,
+  projection and MLP of `wanted` of them, or of all."""
   wanted = tokens if wanted is None else wanted
-  return 2 * width * width * (3 * tokens + (1 + 2 * mlp_ratio) * wanted) + 4 * tokens * wanted * width
+  return 2 * width * width * (3 * tokens + (1 + 2 * 4) * wanted) + 4 * tokens * wanted * width
 
 
 def sample_flops(model: M2DCLAP) -> dict[str, float]:

@@ -13,6 +13,8 @@ from m2d_clap_jax.train.checkpoint import Checkpoints, abstract, report_changes
 from m2d_clap_jax.train.faults import Guards, Preempted
 from m2d_clap_jax.train.log import RunLog, RunningMetrics, StepProgress
 
+norm = jax.jit(optax.tree.norm)  # of parameters, for log rows: in every update it would be a hundredth of one on a CPU
+
 
 class Every(NamedTuple):
   """An action `do(step, state, log)`, called every `steps` steps and after the last, in every process.
@@ -52,7 +54,6 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
     Preempted: SIGTERM was received; the state is saved.
   """
   first, new = int(state.step), saved.latest() is None
-  norm = jax.jit(optax.tree.norm)  # for the log only: in every update it would be a hundredth of one on a CPU
   step = first
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(RunLog(workdir, None if new else first, active=jax.process_index() == 0, wandb=wandb,
@@ -93,7 +94,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
       if step == first + 1:
         progress.show_first(step, jax.device_get(values), time.monotonic() - began)
       if due(log_every):
-        row = metrics.flush() | {'learning_rate': float(learning_rate(step - 1)), 'param_norm': float(norm(state.params))}
+        row = {'param_norm': float(norm(state.params)), 'learning_rate': float(learning_rate(step - 1))} | metrics.flush()
         log.write(step, row)
         progress.show(step, row)
       with metrics.uncounted():
