@@ -46,8 +46,7 @@ def train(state, update: Callable, batches: Callable[[int], dict], *, workdir, s
       start.
     metadata: returns JSON data for a checkpoint about to be saved.
     rows: metrics since the last log row, from the checkpoint of `state`, whose JSON data contain them as 'window'.
-    description: of the run, printed at its start.
-    wandb, settings: as in `RunLog`.
+    description: of the run, printed at its start. wandb, settings: as in `RunLog`.
 
   Raises:
     UserError: a loss or gradient is not finite, or the disk refuses a checkpoint.
